@@ -1,0 +1,53 @@
+# Relative paths only: the checkout may live under a path with spaces.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SHELLFLAGS := -eu -c
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed
+
+export PYTHONNOUSERSITE := 1
+export DO_NOT_TRACK := 1
+
+.PHONY: help install demo test test-fast lint format build clean FORCE
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
+
+# A virtual environment does not survive a move: it is made anew when the checkout has moved.
+ifneq "$(shell cat $(VENV)/.where 2>/dev/null)" "$(CURDIR)"
+$(STAMP): FORCE
+endif
+
+$(STAMP): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is %d.%d: make PYTHON=python3.11 ..." % v)'
+	@if [ "$$(cat $(VENV)/.where 2>/dev/null)" != "$(CURDIR)" ]; then "$(PYTHON)" -m venv --clear $(VENV); fi
+	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt hatchling
+	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(PY) -m pip check
+	@printf '%s\n' "$(CURDIR)" > $(VENV)/.where
+	@touch $@
+
+install: $(STAMP) ## create .venv and install everything
+demo: $(STAMP) ## the embedded loop: a quiet window is held, a drifted one retrained and promoted
+	$(PY) -m flows.retrain
+test: $(STAMP) ## all tests
+	$(PY) -m pytest
+test-fast: $(STAMP) ## the tests that start no service and train no model
+	$(PY) -m pytest -m 'not slow and not integration'
+lint: $(STAMP) ## ruff, mypy, import-linter
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
+format: $(STAMP) ## let ruff put the code in order
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+build: $(STAMP) ## sdist and wheel, without network
+	rm -rf dist
+	$(PY) -m hatchling build -t sdist -t wheel
+clean: ## remove everything that was made here
+	rm -rf $(VENV) dist out redistill-demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,251 @@
+"""Packs a student's checkpoint into a Bento, in a process of its own.
+
+    python -m deployments.bento.build REQUEST.json
+
+A build sees one fresh folder that holds service.py, model.json and the checkpoint's own files, and nothing else: no
+prompt, log or workspace file can get in. It appears in the store by one rename, so what is there is whole.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from deployments.bento import process
+from deployments.errors import Failure, InputError
+from deployments.settings import PackagingSettings
+
+SERVICE = Path(__file__).with_name("service.py")
+CHECKPOINT_FILES = (  # what a Hugging Face directory may hold of a model; anything else stays outside
+    "config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+REQUIREMENTS = ("bentoml", "jinja2", "numpy", "pydantic", "safetensors", "tokenizers", "torch", "transformers")
+_TAG = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")  # BentoML's rule, for a name and for a version
+
+
+@dataclass(frozen=True)
+class Bento:
+    """A Bento in a store."""
+
+    tag: str  # STUDENT:VERSION
+    path: Path
+
+
+def build(
+    checkpoint: Path,
+    *,
+    student: str,
+    model_version: str,
+    retrain_id: str,
+    max_prompt_tokens: int,
+    max_new_tokens: int,
+    labels: Mapping[str, str],
+    settings: PackagingSettings,
+    home: Path,
+    log: Callable[[str], None],
+) -> Bento:
+    """Return the Bento of a checkpoint, built unless the store `home` already holds it whole and with this content.
+
+    Its version is MODEL_VERSION-RETRAIN_ID; one of that name with other content is built anew. `log` gets the
+    builder's lines. Raises InputError for a checkpoint that is not whole or a name that BentoML cannot take, and
+    Failure when the build fails.
+    """
+    checkpoint, home = checkpoint.resolve(), home.resolve()
+    _check(checkpoint, settings)
+    name, bento_version = _tag_part(student, "student.name"), _tag_part(f"{model_version}-{retrain_id}", "version")
+    model = {
+        "student": student,
+        "model_version": model_version,
+        "max_prompt_tokens": max_prompt_tokens,
+        "max_new_tokens": max_new_tokens,
+        "max_batch_size": settings.max_batch_size,
+        "max_latency_ms": settings.max_latency_ms,
+    }
+    request = {
+        "checkpoint": str(checkpoint),
+        "home": str(home),
+        "name": name,
+        "version": bento_version,
+        "model": model,
+        "labels": {**labels, "student": student, "model_version": model_version, "retrain_id": retrain_id},
+    }
+    bento = Bento(f"{name}:{bento_version}", home / "bentos" / name / bento_version)
+    with TemporaryDirectory(prefix="bento-request-") as folder:
+        path = Path(folder) / "request.json"
+        path.write_text(json.dumps(request), "utf-8")
+        _run(path, bento.tag, log)
+    if not (bento.path / "bento.yaml").is_file():
+        raise Failure(f"the build of Bento {bento.tag} ended well, but {bento.path} is not there: build it again")
+    return bento
+
+
+def _check(checkpoint: Path, settings: PackagingSettings) -> None:
+    if settings.max_batch_size < 2:
+        raise InputError(f"packaging.max_batch_size = {settings.max_batch_size}: BentoML batches 2 or more; raise it")
+    for name in ("config.json", "tokenizer.json"):
+        if not (checkpoint / name).is_file():
+            raise InputError(f"checkpoint {checkpoint} has no {name}, so no Bento can be made of it: export it again")
+    index = checkpoint / "model.safetensors.index.json"
+    weights = {"model.safetensors"}
+    if index.is_file():
+        weights = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    if missing := sorted(file for file in weights if not (checkpoint / file).is_file()):
+        raise InputError(
+            f"checkpoint {checkpoint} lacks {len(missing)} of {len(weights)} weight files "
+            f"({', '.join(missing[:3])}): export it again"
+        )
+
+
+def _tag_part(text: str, what: str) -> str:
+    if not _TAG.fullmatch(text.lower()):
+        raise InputError(
+            f"{what} {text!r} cannot name a Bento: use at most 63 of a-z 0-9 . _ -, and a letter or digit at both ends"
+        )
+    return text.lower()
+
+
+def _run(request: Path, tag: str, log: Callable[[str], None]) -> None:
+    """Run the builder and hand on its lines; take it down when we are interrupted."""
+    # A builder that tried to install something would fail instead of changing this environment.
+    environment = {"BENTOML_DO_NOT_TRACK": "True", "PIP_NO_INDEX": "1"}
+    command = [sys.executable, "-m", "deployments.bento.build", str(request)]
+    builder = process.start(command, environment=environment, output=subprocess.PIPE)
+    last: deque[str] = deque(maxlen=20)
+    try:
+        assert builder.stdout is not None
+        for line in builder.stdout:
+            last.append(line.decode("utf-8", "replace").rstrip())
+            log(last[-1])
+        code = builder.wait()
+    finally:
+        process.stop(builder, set())
+        if builder.stdout is not None:
+            builder.stdout.close()
+    if code:
+        raise Failure(
+            f"building Bento {tag} failed with exit code {code}; the builder's last lines:\n" + "\n".join(last)
+        )
+
+
+# --- in the builder's own process ------------------------------------------------------------------------------
+
+
+def _build(request: Mapping[str, Any]) -> None:
+    """Put the requested Bento into the store, unless it is there already with the same content."""
+    home = Path(request["home"])
+    target = home / "bentos" / request["name"] / request["version"]
+    scratch_home = home / "tmp"
+    scratch_home.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="build-", dir=scratch_home) as folder:
+        context = Path(folder) / "context"
+        _fill(context, Path(request["checkpoint"]), request["model"])
+        pins = [f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS]  # torch says 2.13.0+cpu
+        rest = json.dumps({"labels": request["labels"], "pins": pins}, sort_keys=True)
+        content = _digest(context, rest)
+        if target.exists():
+            if _is_whole(target, content, rest):
+                print(f"Bento {request['name']}:{request['version']} is there already")
+                return
+            print(f"Bento {request['name']}:{request['version']} has other content, and is replaced")
+        labels = {**request["labels"], "content_sha256": content}
+        built = _bentoml_build(request, context, Path(folder) / "home", labels, pins)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            os.replace(target, Path(folder) / "replaced")
+        os.replace(built, target)
+        (target.parent / "latest").write_text(request["version"], "utf-8")
+        print(f"built Bento {request['name']}:{request['version']}")
+
+
+def _fill(context: Path, checkpoint: Path, model: Mapping[str, Any]) -> None:
+    (context / "checkpoint").mkdir(parents=True)
+    shutil.copyfile(SERVICE, context / "service.py")
+    (context / "model.json").write_text(json.dumps(model, indent=2, sort_keys=True) + "\n", "utf-8")
+    for file in sorted(checkpoint.iterdir()):
+        if file.name in CHECKPOINT_FILES or file.suffix == ".safetensors":
+            _link(file.resolve(), context / "checkpoint" / file.name)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
+def _digest(source: Path, rest: str) -> str:
+    """Return the SHA-256 (hex) of `rest` and of the names and contents of all that a Bento's source holds."""
+    total = hashlib.sha256(rest.encode())
+    for path in sorted(path for path in source.rglob("*") if path.is_file() and path.name != "bentofile.yaml"):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").digest()
+        total.update(path.relative_to(source).as_posix().encode() + b"\0" + content)
+    return total.hexdigest()
+
+
+def _is_whole(bento: Path, content: str, rest: str) -> bool:
+    import yaml
+
+    about = bento / "bento.yaml"
+    if not about.is_file():
+        return False
+    labels = yaml.safe_load(about.read_text("utf-8")).get("labels") or {}
+    return labels.get("content_sha256") == content and _digest(bento / "src", rest) == content
+
+
+def _bentoml_build(
+    request: Mapping[str, Any], context: Path, home: Path, labels: Mapping[str, str], pins: list[str]
+) -> Path:
+    """Build in a store of its own, so that a build that is cut short leaves nothing in the real one."""
+    home.mkdir()
+    os.environ["BENTOML_HOME"] = str(home)
+    import bentoml
+    from bentoml._internal import configuration
+
+    # BentoML asks for uv, and would install it with pip, even where nothing is to be locked: 8 of 11 seconds.
+    configuration.get_uv_command = lambda: ["uv"]
+    bento = bentoml.bentos.build(
+        "service:Student",
+        name=request["name"],
+        version=request["version"],
+        build_ctx=str(context),
+        include=["service.py", "model.json", "checkpoint/*"],
+        labels=labels,
+        description=f"{request['name']}, model version {request['model']['model_version']}: POST /generate\n",
+        python={"packages": pins, "lock_packages": False},
+    )
+    return Path(bento.path)
+
+
+def main() -> None:
+    """Build the Bento that REQUEST.json asks for."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that scratch folders are removed
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m deployments.bento.build REQUEST.json")
+    _build(json.loads(Path(sys.argv[1]).read_text("utf-8")))
+
+
+if __name__ == "__main__":
+    main()

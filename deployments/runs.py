@@ -1,0 +1,75 @@
+"""Writes what a retrain did into MLflow: one run with its numbers, one logged model with its checkpoint.
+
+Both are found again by the tag `retrain_id`, so that a second call goes on where the first was cut short.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+METRICS_A_CALL = 1000  # limits of MLflow's log-batch call
+PARAMS_A_CALL = 100
+
+Lock = Callable[[], AbstractContextManager[None]]
+Metric = tuple[str, float, int, int]  # key, value, step, time [ms since 1970]
+
+
+def find_or_create(client: Any, experiment: str, retrain_id: str, lock: Lock) -> Any:
+    """The MLflow run of a retrain."""
+    with lock():
+        found = client.search_runs([experiment], f"tags.retrain_id = '{retrain_id}'", max_results=1)
+        if found:
+            return found[0]
+        return client.create_run(experiment, tags={"retrain_id": retrain_id}, run_name=retrain_id)
+
+
+def fill(
+    client: Any,
+    run_id: str,
+    params: Mapping[str, str],
+    metrics: Iterable[Metric],
+    tags: Mapping[str, str],
+    artifacts: Sequence[Path],
+) -> None:
+    """Writes everything and marks the run as finished; what is there already is not stored twice.
+
+    (The primary key of a metric in MLflow's database is all of it; parameters, tags and files have one value each.)
+    """
+    from mlflow.entities import Metric as Point
+    from mlflow.entities import Param, RunTag
+
+    for batch in _batches((Point(k, v, when, step) for k, v, step, when in metrics), METRICS_A_CALL):
+        client.log_batch(run_id, metrics=batch)
+    for batch in _batches((Param(key, text) for key, text in params.items()), PARAMS_A_CALL):
+        client.log_batch(run_id, params=batch)
+    for batch in _batches((RunTag(key, str(value)) for key, value in tags.items()), PARAMS_A_CALL):
+        client.log_batch(run_id, tags=batch)
+    for artifact in artifacts:
+        if artifact.is_dir():
+            client.log_artifacts(run_id, str(artifact), artifact.name)
+        else:
+            client.log_artifact(run_id, str(artifact))
+    client.set_terminated(run_id, "FINISHED")
+
+
+def store(client: Any, experiment: str, retrain_id: str, run_id: str, checkpoint: Path, lock: Lock) -> str:
+    """The id of the logged model that holds a retrain's checkpoint, uploaded unless that was done before."""
+    with lock():
+        found = client.search_logged_models([experiment], f"tags.retrain_id = '{retrain_id}'", max_results=1)
+        model = found[0] if found else None
+        if model is None:
+            model = client.create_logged_model(
+                experiment, name="student", source_run_id=run_id, tags={"retrain_id": retrain_id}
+            )
+    if str(model.status) != "READY":
+        client.log_model_artifacts(model.model_id, str(checkpoint))
+        client.finalize_logged_model(model.model_id, "READY")
+    return str(model.model_id)
+
+
+def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch

@@ -1,0 +1,45 @@
+"""What can be set about shipping: the registry and the Bento."""
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
+
+LOCATION: JsonDict = {"location": True}  # where a thing lies, not what comes out: no part of a request's identity
+
+
+class Section(BaseModel):
+    """A table of the settings file: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RegistrySettings(Section):
+    """MLflow."""
+
+    uri: str = Field(
+        "", description="MLflow tracking URI; empty: SQLite in the workspace", json_schema_extra=LOCATION
+    )
+    artifacts: str = Field(
+        "",
+        description="artifact location of a new experiment; empty: WORKSPACE/mlartifacts",
+        json_schema_extra=LOCATION,
+    )
+    timeout: float = Field(
+        10.0, gt=0, description="a registry that does not answer by then is unreachable [s]", json_schema_extra=LOCATION
+    )
+
+
+class PackagingSettings(Section):
+    """The Bento and its smoke test."""
+
+    home: str = Field("", description="Bento store; empty: WORKSPACE/bentoml", json_schema_extra=LOCATION)
+    port: int = Field(
+        0, ge=0, le=65535, description="loopback port of the smoke test; 0 takes a free one [port]", json_schema_extra=LOCATION
+    )
+    timeout: float = Field(
+        180.0, gt=0, description="a Bento that is not ready by then has failed [s]", json_schema_extra=LOCATION
+    )
+    smoke_rows: int = Field(
+        8, ge=1, description="held-out prompts asked in the smoke test [rows]", json_schema_extra=LOCATION
+    )
+    max_batch_size: int = Field(32, ge=1, description="requests served in one batch [requests]")
+    max_latency_ms: int = Field(1000, ge=1, description="a batch waits no longer than this would miss [ms]")

@@ -1,0 +1,146 @@
+"""Checkpoints: where they are, whether they are whole, and the two kinds we write.
+
+resolve, digest       a Hugging Face directory (or hub name) -> a local folder, its SHA-256
+save, restore         the state of a training run (torch DCP), published by one rename
+export                the finished student as a Hugging Face directory
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+def resolve(checkpoint: str | Path, what: str) -> Path:
+    """Return the local folder of a checkpoint, fetched from the hub if it is a hub name.
+
+    `what` names the checkpoint in errors ("teacher.model"). Raises InputError when it is missing or not whole.
+    """
+    text = str(checkpoint)
+    if not text:
+        raise InputError(f"{what} is empty: give the folder or hub name of a causal language model")
+    folder = Path(text).expanduser()
+    if not folder.exists() and _HUB_NAME.match(text):
+        folder = _from_hub(text, what)
+    check(folder, what)
+    return folder
+
+
+def _from_hub(name: str, what: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_WEIGHTS)))
+    except Exception as error:  # the hub client's errors share no base
+        raise InputError(
+            f"{what} {name!r} is no local folder and could not be fetched from the hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}): give a folder, or a name the hub has"
+        ) from error
+
+
+def check(folder: str | Path, what: str = "checkpoint") -> None:
+    """Raise InputError, naming the file, when a local checkpoint is missing or lacks a part."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{what} {str(folder)!r}: there is no such folder")
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise InputError(f"{what} {str(folder)!r} has no {name}: export the model and its tokenizer again")
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        if not (folder / "model.safetensors").is_file():
+            raise InputError(f"{what} {str(folder)!r} has no model.safetensors: only safetensors weights are read")
+        return
+    shards = set(json.loads(index.read_text())["weight_map"].values())
+    if missing := sorted(shard for shard in shards if not (folder / shard).is_file()):
+        raise InputError(
+            f"{what} {str(folder)!r} lacks {len(missing)} of {len(shards)} shards "
+            f"({', '.join(missing[:3])}): copy or export it again"
+        )
+
+
+def digest(folder: str | Path) -> str:
+    """Return the SHA-256 (hex) of a checkpoint folder: names and contents of its files."""
+    total = hashlib.sha256()
+    for path in sorted(p for p in Path(folder).iterdir() if p.is_file() and not p.name.startswith(".")):
+        status = path.stat()
+        total.update(path.name.encode() + b"\0" + _file_digest(path, status.st_size, status.st_mtime_ns))
+    return total.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(path: Path, size: int, mtime_ns: int) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+# --- the state of a training run -------------------------------------------------------------------------------
+
+
+def save(folder: Path, state: dict[str, Any], step: int, *, rank: int, keep: int = 2) -> None:
+    """Write the state after `step` and publish it as the latest; a crash leaves the one before. Collective."""
+    import torch.distributed as dist
+    from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
+
+    name = f"step-{step:06d}"
+    save_distributed(state, checkpoint_id=str(folder / name))
+    dist.barrier()  # every process has written its part
+    if rank == 0:
+        latest = {"name": name, "metadata_sha256": _metadata_digest(folder / name)}
+        partial = folder / "LATEST.partial"
+        partial.write_text(json.dumps(latest))
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, folder / "LATEST")
+        for old in sorted(folder.glob("step-*"))[:-keep]:
+            shutil.rmtree(old)
+    dist.barrier()
+
+
+def restore(folder: Path, state: dict[str, Any]) -> bool:
+    """Load the latest published state into `state`; False when there is none yet. Collective.
+
+    DCP unpickles its metadata, so only a folder of this run whose digest was published with it is read.
+    """
+    from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
+
+    if not (folder / "LATEST").is_file():
+        return False
+    latest = json.loads((folder / "LATEST").read_text())
+    step = folder / latest["name"]
+    if _metadata_digest(step) != latest["metadata_sha256"]:
+        raise InputError(
+            f"training state {str(step)!r} is not what was published: delete {str(folder)!r} to start anew"
+        )
+    load_distributed(state, checkpoint_id=str(step))
+    return True
+
+
+def _metadata_digest(step: Path) -> str:
+    return hashlib.sha256((step / ".metadata").read_bytes()).hexdigest()
+
+
+# --- the finished student --------------------------------------------------------------------------------------
+
+
+def export(model: "nn.Module", weights: dict[str, Any], source: Path, folder: Path) -> None:
+    """Write a Hugging Face directory: these full weights, with the tokenizer and chat template of `source`."""
+    from distill.prompts import load_tokenizer
+
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial, state_dict=weights)  # type: ignore[operator]
+    load_tokenizer(source).save_pretrained(partial)
+    os.replace(partial, folder)

@@ -1,0 +1,60 @@
+"""Checkpoint -> causal language model on a device, whole or not at all."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from distill.checkpoint import resolve
+from distill.errors import InputError
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the device that `auto`, `cpu`, `cuda` or `cuda:N` means; InputError when it is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {device!r}: torch {torch.__version__} sees none; use 'auto' or 'cpu'")
+    return torch.device(device)
+
+
+def load_model(checkpoint: str | Path, device: str = "auto", what: str = "checkpoint") -> Any:
+    """Return a causal LM for inference: in the checkpoint's own dtype on a GPU, in float32 on a CPU.
+
+    `what` names the checkpoint in errors. Raises InputError when it is missing, unreadable, or lacks a weight
+    (which transformers alone would fill with random numbers).
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder, target = resolve(checkpoint, what), resolve_device(device)
+    dtype = torch.float32 if target.type == "cpu" else "auto"
+    try:
+        with _without_progress_bar():
+            model, info = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(
+            f"{what} {str(checkpoint)!r} cannot be loaded ({type(error).__name__}: {error}): copy or export it again"
+        ) from error
+    if missing := sorted(info["missing_keys"]):
+        raise InputError(
+            f"{what} {str(checkpoint)!r} lacks {len(missing)} weights of a {type(model).__name__} "
+            f"({', '.join(missing[:3])}): copy or export it again"
+        )
+    return model.to(target).eval()
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()

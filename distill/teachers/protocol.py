@@ -1,0 +1,42 @@
+"""What a teacher is: something that answers prompts and says how likely each answer's tokens were."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Signal:
+    """The teacher's answer of T tokens to one prompt, with the k likeliest tokens at each of them."""
+
+    answer: NDArray[np.int32]  # (T,) the stop token included when it was reached
+    ids: NDArray[np.int32]  # (T, k) likeliest first
+    logprobs: NDArray[np.float16]  # (T, k) of `ids`, natural logarithm
+    tail: NDArray[np.float32]  # (T,) probability of all other tokens together
+
+
+class Teacher(Protocol):
+    """Answers prompts of token ids; all that decides an answer is in `digest`, `format` and `sampling`."""
+
+    @property
+    def digest(self) -> str:
+        """Identity of the weights."""
+
+    @property
+    def format(self) -> str:
+        """What a signal holds, as in "topk:32"."""
+
+    @property
+    def sampling(self) -> str:
+        """How answers are made, as in "greedy:max_new_tokens=16"."""
+
+    def check(self, tokenizer: Any, top_k: int) -> None:
+        """Raise InputError when signals could not teach a student with this tokenizer, or k is too large."""
+
+    def ask(
+        self, prompts: Sequence[NDArray[np.int32]], progress: Callable[[int, int], None] | None = None
+    ) -> Iterator[tuple[int, Signal]]:
+        """Yield (number of the prompt, its signal) once for each prompt, as they come, in any order."""

@@ -1,0 +1,239 @@
+"""The hot loop: a student learns the teacher's signals, on one process or many (FSDP2).
+
+Every step takes `batch_size` rows. Its loss is a mean over all the tokens of that global batch, whatever the number
+of processes and micro-batches:
+
+    loss = (KL + w_ce * CE) / answer tokens + w_prompt * CE_prompt / prompt tokens
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.checkpoint.stateful import Stateful
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from distill import batches, checkpoint, divergence, mixture
+from distill.batches import Batch
+from distill.errors import Failure
+from distill.request import PROGRESS, TrainRequest
+from distill.signals import SignalStore
+
+
+class Objective(nn.Module):
+    """The student with its losses, so that both lie inside one sharded forward."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, batch: Batch, device: torch.device) -> Tensor:
+        """Return (KL, cross entropy, prompt cross entropy), each summed over the batch's tokens, (3,)."""
+        student: Any = self.student
+        body, head = student.base_model, student.get_output_embeddings()
+
+        def tensor(values: Any) -> Tensor:
+            return torch.from_numpy(values).to(device)
+
+        output = body(input_ids=tensor(batch.input_ids), attention_mask=tensor(batch.attention_mask), use_cache=False)
+        hidden = output.last_hidden_state.flatten(0, 1)  # (B * L, D)
+        kl, ce = divergence.answer_losses(
+            hidden[tensor(batch.answer_at)],
+            head,
+            *(tensor(part) for part in (batch.answer, batch.ids, batch.logprobs, batch.tail)),
+        )
+        labels = tensor(batch.prompt_labels).flatten()  # (B * L,)
+        prompt = labels != batches.IGNORED
+        return torch.stack([kl, ce, divergence.prompt_loss(hidden[prompt], head, labels[prompt])])
+
+
+class TrainState(Stateful):
+    """What a checkpoint holds: sharded weights and moments, and the number of finished steps."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.model, self.optimizer, self.step = model, optimizer, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as DCP wants it."""
+        model, optimizer = get_state_dict(self.model, self.optimizer)
+        return {"model": model, "optimizer": optimizer, "step": self.step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state that DCP read."""
+        set_state_dict(
+            self.model,
+            self.optimizer,
+            model_state_dict=state_dict["model"],
+            optim_state_dict=state_dict["optimizer"],
+        )
+        self.step = state_dict["step"]
+
+
+def train(request: TrainRequest) -> None:
+    """Train until the last step and export `output/student`; goes on from the latest checkpoint. Collective.
+
+    Raises Failure when the loss is no longer finite.
+    """
+    settings, output = request.settings, Path(request.output)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    device = _device(settings.device)
+    rows, signals = mixture.load(Path(request.mixture)), SignalStore(Path(request.signals))
+    model, pad = _sharded(request.start, device, world)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=request.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
+    )
+    steps = batches.step_count(len(rows), request.epochs, settings.batch_size)
+    state = TrainState(model, optimizer)
+    checkpoints = output / "checkpoints"
+    if checkpoint.restore(checkpoints, {"train": state}) and rank == 0:
+        print(f"resumed after step {state.step} of {steps}", flush=True)
+    log = _Log(output / "metrics.jsonl", state.step) if rank == 0 else None
+    # ---------------------------------------------------------------------------------------------------------------
+    while state.step < steps:
+        began = time.perf_counter()
+        chosen = batches.rows_of_step(len(rows), settings.batch_size, settings.seed, state.step)
+        mine = [
+            batches.collate(rows, signals, part, pad) for part in _split(chosen[rank::world], settings.micro_batch_size)
+        ]
+        answer_tokens, prompt_tokens = _over_all_processes(mine, device)
+        sums = torch.zeros(3, device=device)
+        for batch, last in _marked_last(mine):
+            model.set_requires_gradient_sync(last)  # gradients are reduced once a step
+            parts = model(batch, device)  # (3,) sums over this micro-batch's tokens
+            kl, ce, prompt = parts
+            loss = (kl + settings.cross_entropy_weight * ce) / answer_tokens
+            loss = loss + settings.prompt_weight * prompt / prompt_tokens
+            (loss * world).backward()  # FSDP averages over the processes: undo it, the sum is a global mean already
+            sums += parts.detach()
+        norm = _full(nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm))
+        rate = _learning_rate(state.step, steps, settings.warmup_steps, request.learning_rate)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        dist.all_reduce(sums)
+        kl, ce, prompt = (
+            float(value) for value in sums / sums.new_tensor([answer_tokens, answer_tokens, prompt_tokens])
+        )
+        total = kl + settings.cross_entropy_weight * ce + settings.prompt_weight * prompt
+        if not math.isfinite(total) or not math.isfinite(float(norm)):
+            raise Failure(
+                f"the loss is {total} and its gradient norm {float(norm)} at step {state.step + 1}: lower training.learning_rate"
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        state.step += 1
+        if log is not None:
+            log.write(
+                {
+                    "step": state.step,
+                    "steps": steps,
+                    "loss": total,
+                    "kl": kl,
+                    "cross_entropy": ce,
+                    "prompt_cross_entropy": prompt,
+                    "grad_norm": float(norm),
+                    "learning_rate": rate,
+                    "answer_tokens": answer_tokens,
+                    "prompt_tokens": prompt_tokens,
+                    "seconds": time.perf_counter() - began,
+                }
+            )
+        if state.step % settings.checkpoint_steps == 0 or state.step == steps:
+            checkpoint.save(checkpoints, {"train": state}, state.step, rank=rank)
+    # ---------------------------------------------------------------------------------------------------------------
+    student = model.student
+    weights = get_model_state_dict(student, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if rank == 0:  # only the first process was given the tensors
+        checkpoint.export(student, weights, Path(request.start), output / "student")
+    dist.barrier()
+
+
+def _sharded(start: str, device: torch.device, world: int) -> tuple[Any, int]:
+    from distill.models import load_model
+
+    student = load_model(start, device=str(device)).train()
+    mesh = init_device_mesh(device.type, (world,), mesh_dim_names=("data",))
+    for layer in student.base_model.layers:
+        fully_shard(layer, mesh=mesh)
+    model = fully_shard(Objective(student), mesh=mesh)
+    if not isinstance(model, FSDPModule):
+        raise Failure(f"{type(student).__name__} could not be sharded")
+    pad = student.generation_config.pad_token_id
+    return model, 0 if pad is None else int(pad)
+
+
+def _device(name: str) -> torch.device:
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def _split(rows: list[int], size: int) -> list[list[int]]:
+    return [rows[at : at + size] for at in range(0, len(rows), size)]
+
+
+def _marked_last(mine: list[Batch]) -> Iterator[tuple[Batch, bool]]:
+    return ((batch, at == len(mine) - 1) for at, batch in enumerate(mine))
+
+
+def _over_all_processes(mine: list[Batch], device: torch.device) -> tuple[int, int]:
+    counts = torch.tensor(
+        [sum(b.answer_tokens for b in mine), sum(b.prompt_tokens for b in mine)],
+        dtype=torch.int64,
+        device=device,
+    )
+    dist.all_reduce(counts)
+    return max(1, int(counts[0])), max(1, int(counts[1]))
+
+
+def _full(norm: Any) -> Tensor:
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # type: ignore[no-any-return]
+
+
+def _learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
+    """Linear warm-up, then cosine down to a tenth of the peak."""
+    warmup = min(warmup, steps // 5)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.55 + 0.45 * math.cos(math.pi * done))
+
+
+class _Log:
+    """metrics.jsonl: one record a step, with the load of the machine; records after the resumed step are dropped."""
+
+    def __init__(self, path: Path, finished: int) -> None:
+        kept = path.read_text().splitlines(keepends=True)[:finished] if path.is_file() else []
+        self._file = path.open("w")
+        self._file.writelines(kept)
+        self._process = psutil.Process()
+        psutil.cpu_percent()
+
+    def write(self, record: dict[str, Any]) -> None:
+        record = {
+            **record,
+            "time": time.time(),
+            "system/cpu_utilization_percentage": psutil.cpu_percent(),
+            "system/system_memory_usage_megabytes": psutil.virtual_memory().used / 2**20,
+            "system/process_memory_megabytes": self._process.memory_info().rss / 2**20,
+        }
+        line = json.dumps(record)
+        self._file.write(line + "\n")
+        self._file.flush()
+        print(PROGRESS + line, flush=True)

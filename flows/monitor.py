@@ -1,0 +1,73 @@
+"""python -m flows.monitor [--config FILE] [--window START..END] [--json]
+
+Looks at a window; ends in a drift event or in silence. With a Prefect API configured the event starts the retrain
+deployment (deployments/prefect.yaml); without one nothing would hear it, and the monitor calls the retrain flow.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flows import cli, environment, settings, summary  # noqa: F401  # isort: skip  (the environment comes first)
+from prefect import flow, get_run_logger
+from prefect.events import emit_event
+from prefect.settings import get_current_settings
+
+from flows.events import DRIFT_DETECTED, drift_payload, resource
+from flows.retrain import retrain
+
+
+@flow(name="monitor", log_prints=False)
+def monitor(
+    config: str | None = None, window: str | None = None, overrides: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Compare a window with the champion's reference profile; on drift, report it and see to a retrain."""
+    from flows import wiring
+    from tasks import watch
+
+    chosen = settings.load(config, overrides)
+    places = wiring.Places(chosen)
+    seen = watch.monitor(
+        wiring.registry(chosen, places),
+        places.runs,
+        places.workspace / "monitor",
+        places.log,
+        asked=window,
+        reference=chosen.reference,
+        settings=wiring.watching(chosen),
+    )
+    if not seen["trigger"]:
+        get_run_logger().info("window %s: %s", seen["window"], seen["reason"])
+        return {**seen, "retrain": None}
+    get_run_logger().warning("window %s: %s", seen["window"], seen["reason"])
+    if get_current_settings().api.url is None:
+        return {**seen, "retrain": retrain(config, seen["window"], overrides)}
+    emit_event(DRIFT_DETECTED, resource=resource(chosen.student.name), payload=drift_payload(config, seen))
+    return {**seen, "retrain": "left to the automation"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns its exit code."""
+    parser = cli.parser("flows.monitor", __doc__ or "")
+    parser.add_argument("--window", metavar="START..END", help="rows to look at (default: the log's last days)")
+    parser.add_argument("--json", action="store_true", help="print what was seen as one JSON object on the last line")
+    options = cli.parse(parser, argv)
+    given = cli.overrides(options)
+    cli.check(settings.load(options.config, given), options.window)
+    config = None if options.config is None else str(Path(options.config).absolute())
+    seen = monitor(config, options.window, given)
+    print(
+        f"{'DRIFT' if seen['trigger'] else 'QUIET'}  window {seen['window']}: {seen['reason']}\nreport: {seen['report']}"
+    )
+    if isinstance(seen["retrain"], dict):
+        summary.show(seen["retrain"])
+    if options.json:
+        sys.stdout.flush()
+        print(json.dumps(seen))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,137 @@
+"""python -m flows.retrain [--config FILE] [--window START..END] [--force] [--again] [--json]
+
+Without --config it shows the embedded demo: a quiet window is held, a drifted one retrained and promoted.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flows import cli, environment, settings, summary  # noqa: F401  # isort: skip  (the environment comes first)
+from prefect import flow, get_run_logger
+from prefect.events import emit_event
+
+from flows.events import PROMOTED, REJECTED, resource
+
+EXAMPLES = """examples:
+  python -m flows.retrain                                            the embedded demo, nothing else needed
+  python -m flows.retrain --config redistill.toml                    the latest window of the log
+  python -m flows.retrain --config redistill.toml --window 2016-01-01..2017-01-01 --force
+"""
+
+
+@flow(name="retrain", flow_run_name="retrain {window}", log_prints=False)
+def retrain(
+    config: str | None = None,
+    window: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    force: bool = False,
+    again: bool = False,
+    reported_by: str | None = None,
+) -> dict[str, Any]:
+    """Keep the student good: look at a window of traffic, and when it has drifted distil, judge, ship.
+
+    config: settings file. window: START..END. overrides: settings as on the command line. force: retrain although
+    the window is quiet. again: a new retrain although this very request has been answered. reported_by: id of the
+    drift event.
+    """
+    from flows import wiring
+    from tasks import plan
+
+    chosen = settings.load(config, overrides)
+    places = wiring.Places(chosen)
+    registry = wiring.registry(chosen, places)
+    run = plan.plan(
+        plan.Asked(window, force, again),
+        registry,
+        places.runs,
+        places.log,
+        window_days=chosen.traffic.window_days,
+        reference=chosen.reference,
+        student=chosen.student,
+        teacher=chosen.teacher,
+        packaging=chosen.packaging,
+        changing=settings.result_changing(chosen),
+    )
+    logger = get_run_logger()
+    logger.info(
+        "retrain %s of window %s%s",
+        run.request.retrain_id,
+        run.request.window,
+        f", reported by {reported_by}" if reported_by else "",
+    )
+    with run.locked(lambda: logger.info("retrain %s is at work in another process: waiting", run.request.retrain_id)):
+        if (done := run.result()) is not None:
+            logger.info("retrain %s has been answered before: %s", run.request.retrain_id, done["outcome"])
+            return done
+        outcome = _stages(run, chosen, places, registry)
+        result = summary.result(run, outcome, places)
+        run.finish(result)
+    if outcome != "held":
+        payload = {key: result[key] for key in ("retrain_id", "outcome", "window", "champion", "challenger")}
+        emit_event(
+            PROMOTED if outcome == "promoted" else REJECTED,
+            resource=resource(run.request.student),
+            payload=payload,
+        )
+    return result
+
+
+def _stages(run: Any, chosen: settings.Settings, places: Any, registry: Any) -> str:
+    """Take a run from its last finished stage to its end; returns promoted, rejected or held."""
+    from flows import wiring
+    from tasks import judge, ship, teach, train, watch
+
+    watching, teaching = wiring.watching(chosen), wiring.teaching(chosen, places)
+    decision = watch.watch(run, watching)
+    if not decision["trigger"]:
+        return "held"
+    start = wiring.start_of(run, chosen)
+    teach.teach(run, places.log, start, teaching)
+    student = train.train(run, start, places.signals, chosen.training)
+    verdict = judge.judge(run, places.log, student, chosen.judging, teaching)
+    version = ship.register(run, registry, student)["version"]
+    if verdict["outcome"] != "pass":
+        return "rejected" if verdict["outcome"] == "fail" else "held"
+    ship.package(run, version, student, places.bentos, chosen.packaging, chosen.student)
+    watch.profile(run, places.log, student, watching)
+    ship.promote(run, registry, version)
+    return "promoted"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns its exit code."""
+    parser = cli.parser("flows.retrain", __doc__ or "", EXAMPLES)
+    parser.add_argument(
+        "--window", metavar="START..END", help="rows to look at, half-open (default: the log's last days)"
+    )
+    parser.add_argument("--force", action="store_true", help="retrain although the window is quiet")
+    parser.add_argument("--again", action="store_true", help="a new retrain, although this request has been answered")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object on the last line")
+    parser.add_argument("--open", action="store_true", help="open the Evidently report in a browser")
+    options = cli.parse(parser, argv)
+    given = cli.overrides(options)
+    chosen = settings.load(options.config, given)
+    if not chosen.workspace and not (options.config or options.window or options.force or options.again):
+        from demo import loop
+
+        result = loop.main(lambda config, window: retrain(config, window, given), summary.show, given)
+    else:
+        cli.check(chosen, options.window)
+        config = None if options.config is None else str(Path(options.config).absolute())
+        result = retrain(config, options.window, given, options.force, options.again)
+        summary.show(result)
+    if options.open and result["report"]:
+        import webbrowser
+
+        webbrowser.open(Path(result["report"]).as_uri())
+    if options.json:
+        sys.stdout.flush()
+        print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

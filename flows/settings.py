@@ -1,0 +1,164 @@
+"""All settings: the packages' own, composed. TOML file < environment < command line.
+
+[training]                                      in the file
+epochs = 2
+REDISTILL_TRAINING__EPOCHS=2                    in the environment
+python -m flows.retrain --training.epochs 2     at the prompt
+"""
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from deployments.settings import PackagingSettings, RegistrySettings
+from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
+from monitoring.settings import DriftSettings, JudgingSettings, ReferenceSettings, TrafficSettings
+
+PREFIX = "REDISTILL_"
+NOT_SETTINGS = {"REDISTILL_ARXIV", "REDISTILL_CONFIG"}  # the tests' data file; the settings file itself
+LOCATION: JsonDict = {"location": True}
+
+
+class SettingsError(ValueError):
+    """A key, a type or a value that cannot be used; the message is one line."""
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; `load` reads it from its sources."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__", env_nested_max_split=1
+    )
+
+    workspace: str = Field(
+        "",
+        description="folder of the runs, and of all that has no place of its own",
+        json_schema_extra=LOCATION,
+    )
+    student: StudentSettings = StudentSettings()
+    teacher: TeacherSettings = TeacherSettings()
+    training: TrainingSettings = TrainingSettings()
+    traffic: TrafficSettings = TrafficSettings()
+    reference: ReferenceSettings = ReferenceSettings()
+    drift: DriftSettings = DriftSettings()
+    judging: JudgingSettings = JudgingSettings()
+    registry: RegistrySettings = RegistrySettings()
+    packaging: PackagingSettings = PackagingSettings()
+
+    @classmethod
+    def settings_customise_sources(  # type: ignore[override]
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **others: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take exactly the values that are passed in: `load` has read and merged the sources by then."""
+        return (init_settings,)
+
+    def place(self, given: str, default: str) -> str:
+        """Return `given`, or else the path `default` inside the workspace."""
+        return given or str(Path(self.workspace).expanduser().absolute() / default)
+
+
+def load(config: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Return the settings of a TOML file, the environment and `overrides` (nested), the later before the earlier.
+
+    Without `config` the file that $REDISTILL_CONFIG names is read, if it is set.
+    Raises SettingsError, one line with key, value, origin and the nearest valid key.
+    """
+    config = config or os.environ.get("REDISTILL_CONFIG")
+    sources: list[tuple[str, Mapping[str, Any]]] = [
+        ("the command line", overrides or {}),
+        ("the environment", _environment()),
+        (f"{config}", _file(config) if config else {}),
+    ]
+    merged: dict[str, Any] = {}
+    for _, values in reversed(sources):
+        _merge(merged, values)
+    try:
+        return Settings(**merged)
+    except ValidationError as error:
+        raise SettingsError(_one_line(error, sources)) from None
+
+
+def setting_keys(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield each setting's dotted key and field, tables before what is in them left out."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from setting_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def result_changing(settings: Settings) -> dict[str, Any]:
+    """Return the settings that change what comes out, by dotted key; places, ports and time limits are left out."""
+    changing = {}
+    for key, field in setting_keys():
+        extra = field.json_schema_extra
+        if not (isinstance(extra, dict) and extra.get("location")):
+            changing[key] = value_at(settings.model_dump(), key)
+    return changing
+
+
+def value_at(values: Mapping[str, Any], key: str) -> Any:
+    """Return what lies at a dotted key."""
+    found: Any = values
+    for part in key.split("."):
+        found = found[part]
+    return found
+
+
+def _file(config: str | Path) -> dict[str, Any]:
+    path = Path(config).expanduser()
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"--config {str(config)!r}: there is no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"--config {str(config)!r} cannot be read as TOML: {error}") from None
+
+
+def _environment() -> dict[str, Any]:
+    tables = {key.split(".")[0].upper() for key, _ in setting_keys()}
+    for name in os.environ:
+        if name.startswith(PREFIX) and name not in NOT_SETTINGS:
+            table = name.removeprefix(PREFIX).split("__")[0]
+            if table not in tables:
+                nearest = get_close_matches(table, tables, 1, 0.0)[0]
+                raise SettingsError(f"{name} in the environment is no setting; the nearest is {PREFIX}{nearest}...")
+    return EnvSettingsSource(Settings)()
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _one_line(error: ValidationError, sources: list[tuple[str, Mapping[str, Any]]]) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    origin = next((name for name, values in sources if _has(values, first["loc"])), "the defaults")
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        valid = [name for name, _ in setting_keys()]
+        nearest = get_close_matches(key, valid, 1, 0.0)
+        return f"{key} = {first['input']!r} in {origin} is no setting; the nearest is {nearest[0]}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    value = "" if isinstance(first["input"], Mapping) else f" = {first['input']!r}"
+    return f"{key}{value} in {origin}: {message}{more}"
+
+
+def _has(values: Any, location: tuple[int | str, ...]) -> bool:
+    for part in location:
+        if not isinstance(values, Mapping) or part not in values:
+            return False
+        values = values[part]
+    return True

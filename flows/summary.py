@@ -1,0 +1,112 @@
+"""How a retrain ended: one object for machines, one table for people."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flows.wiring import Places
+    from tasks.run import Run
+
+
+def result(run: "Run", outcome: str, places: "Places") -> dict[str, Any]:
+    """Return the end of a retrain from the manifests of its stages."""
+    manifests = run.manifests()
+    found = {name: manifest["result"] for name, manifest in manifests.items()}
+    costs = [found[name] for name in ("signals", "judge") if name in found]
+    before = run.request.champion
+    promoted = found.get("promote", {}).get("champion")
+    return {
+        "outcome": outcome,
+        "retrain_id": run.request.retrain_id,
+        "window": run.request.window,
+        "reason": _reason(outcome, found),
+        "champion": promoted or (before.version if before else None),
+        "challenger": found.get("register", {}).get("version"),
+        "drift": found["watch"]["drift"],
+        "verdict": found.get("judge"),
+        "signals": {key: sum(cost[key] for cost in costs) for key in ("reused_tokens", "bought_tokens")},
+        "bento": found.get("bento", {}).get("tag"),
+        "seconds": {name: manifest["seconds"] for name, manifest in manifests.items()},
+        "notice": run.request.notice,
+        "report": str(run.stage("watch") / found["watch"]["report"]) if found["watch"]["report"] else None,
+        "places": _places(run, found, places),
+    }
+
+
+def show(ended: dict[str, Any]) -> None:
+    """Print the end of a retrain: a line, and a table of stage, seconds, what came of it and where it lies."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if Console().is_terminal else 150, soft_wrap=False)
+    table = Table(title=None, show_edge=False, pad_edge=False)
+    for column, justify in (
+        ("stage", "left"),
+        ("seconds", "right"),
+        ("what came of it", "left"),
+        ("where it lies", "left"),
+    ):
+        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for stage, seconds in ended["seconds"].items():
+        table.add_row(stage, f"{seconds:.1f}", _told(stage, ended), _shown(ended["places"].get(stage, "")))
+    console.print(
+        f"\n{ended['outcome'].upper()}  retrain {ended['retrain_id']}, window {ended['window']}: {ended['reason']}"
+    )
+    if ended["notice"]:
+        console.print(ended["notice"])
+    console.print(table)
+
+
+def _reason(outcome: str, found: dict[str, Any]) -> str:
+    if "judge" in found and outcome != "promoted":
+        return f"verdict {found['judge']['outcome']}: {found['judge']['reason']}"
+    return str(found["watch"]["reason"])
+
+
+def _places(run: "Run", found: dict[str, Any], places: "Places") -> dict[str, str]:
+    lie = {name: str(run.stage(name)) for name in found}
+    lie["signals"] = places.signals
+    if found["watch"]["report"]:
+        lie["watch"] = str(run.stage("watch") / found["watch"]["report"])
+    if "train" in found:
+        lie["train"] = str(run.stage("train") / "student")
+    if "judge" in found:
+        lie["judge"] = str(run.stage("judge") / "verdict.json")
+    if "register" in found:
+        lie["register"] = places.registry_uri
+    if "bento" in found:
+        lie["bento"] = found["bento"]["path"]
+    if "promote" in found:
+        lie["promote"] = places.registry_uri
+    return lie
+
+
+def _told(stage: str, ended: dict[str, Any]) -> str:
+    drift, verdict = ended["drift"], ended["verdict"]
+    if stage == "watch":
+        return "no champion yet" if drift is None else f"drifted: {', '.join(drift['drifted_columns']) or 'nothing'}"
+    if stage == "signals":
+        return f"{ended['signals']['bought_tokens']} tokens bought, {ended['signals']['reused_tokens']} reused"
+    if stage == "judge":
+        means = "; ".join(f"{name}: {_pair(values)}" for name, values in verdict["exact_match"].items())
+        return f"{verdict['outcome']}. exact match {means}"
+    told = {
+        "train": "a new student",
+        "register": f"version {ended['challenger']}",
+        "bento": str(ended["bento"]),
+        "profile": "the new reference",
+        "promote": f"champion is version {ended['champion']}",
+    }
+    return told[stage]
+
+
+def _pair(values: dict[str, float]) -> str:
+    if "champion" in values:
+        return f"{values['champion']:.3f} -> {values['challenger']:.3f}"
+    return f"{values['challenger']:.3f}"
+
+
+def _shown(place: str) -> str:
+    """Return a path relative to the working directory where it is below it."""
+    path = Path(place)
+    return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else place

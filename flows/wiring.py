@@ -1,0 +1,47 @@
+"""Settings -> the sections, places and registry that the tasks are given."""
+
+from pathlib import Path
+
+from deployments.registry import Registry, connect
+from distill import checkpoint
+from flows.settings import Settings
+from tasks.run import Run
+from tasks.teach import Teaching
+from tasks.watch import Watching
+
+
+class Places:
+    """Where everything of a workspace lies."""
+
+    def __init__(self, settings: Settings) -> None:
+        workspace = Path(settings.workspace).expanduser().absolute()
+        workspace.mkdir(parents=True, exist_ok=True)
+        self.workspace = workspace
+        self.runs = workspace / "runs"
+        self.log = settings.place(settings.traffic.path, "traffic")
+        self.signals = settings.place(settings.teacher.signals, "signals")
+        self.bentos = Path(settings.place(settings.packaging.home, "bentoml"))
+        self.registry_uri = settings.registry.uri or f"sqlite:///{workspace / 'mlflow.db'}"
+        self.artifacts = settings.place(settings.registry.artifacts, "mlartifacts")
+
+
+def registry(settings: Settings, places: Places) -> Registry:
+    """Return the registry; raises Failure when it does not answer."""
+    return connect(places.registry_uri, places.artifacts, settings.student.name, timeout=settings.registry.timeout)
+
+
+def watching(settings: Settings) -> Watching:
+    """Return what watching goes by."""
+    return Watching(settings.traffic, settings.drift, settings.student, settings.teacher)
+
+
+def teaching(settings: Settings, places: Places) -> Teaching:
+    """Return what the teacher is asked by."""
+    return Teaching(settings.student, settings.teacher, settings.training, settings.traffic, places.signals)
+
+
+def start_of(run: Run, settings: Settings) -> Path:
+    """Return the checkpoint that the student starts from: the frozen champion, or the base of the first one."""
+    if run.request.champion is not None:
+        return Path(run.request.champion.checkpoint)
+    return checkpoint.resolve(settings.student.base, "student.base")

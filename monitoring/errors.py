@@ -1,0 +1,15 @@
+"""Watching goes wrong in two ways.
+
+    InputError (ValueError)      traffic, a window or a setting that cannot be used: exit code 2, nothing was changed
+    Failure    (RuntimeError)    reading, writing or judging failed on good input: exit code 1
+
+Each message names the value, where it came from and what to do.
+"""
+
+
+class InputError(ValueError):
+    """What was given cannot be used."""
+
+
+class Failure(RuntimeError):
+    """The work failed although its input was good."""

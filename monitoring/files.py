@@ -1,0 +1,30 @@
+"""Writes a file so that readers see the old one or the new one, never half of it."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from monitoring.errors import Failure
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file beside `path` and move it there, making the folder where needed.
+
+    Raises Failure, with nothing changed, when it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            os.unlink(beside)
+            raise
+    except OSError as error:
+        raise Failure(
+            f"cannot write {path}: {error.strerror}; free space or fix its permissions, and try again"
+        ) from error

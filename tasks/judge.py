@@ -1,0 +1,154 @@
+"""Judging: champion and challenger answer the same held-out rows, and a paired test decides."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from prefect import task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from distill import scoring
+from distill.mixture import draw
+from monitoring import regression, traffic
+from monitoring.regression import Slice, Verdict
+from monitoring.settings import JudgingSettings
+from monitoring.traffic import Window
+from tasks import progress, teach
+from tasks.plan import WINDOW_FILE
+from tasks.run import Run, run_stage
+from tasks.teach import Teaching
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out rows of one slice, with the answer each of them should get."""
+
+    name: str
+    kind: Literal["fresh", "old"]
+    rows: pd.DataFrame
+
+
+@task(name="judge", cache_policy=NO_CACHE)
+def judge(run: Run, log: str, student: Path, settings: JudgingSettings, teaching: Teaching) -> dict[str, Any]:
+    """Return the verdict on the challenger, with its and the champion's exact match on every slice."""
+    champion = run.request.champion
+
+    def work(folder: Path) -> dict[str, Any]:
+        slices, left_out = held_out_slices(run, log, settings, teaching)
+        targets, cost = with_targets(slices, student, teaching)
+        models = {"challenger": student} | ({"champion": Path(champion.checkpoint)} if champion else {})
+        scored = pd.concat([_scored(part, models, teaching) for part in targets], ignore_index=True)
+        scored.to_parquet(folder / "scores.parquet", index=False)
+        verdict = _verdict(scored, slices, settings) if champion else None
+        (folder / "verdict.json").write_text(verdict.model_dump_json(indent=1) if verdict else "null")
+        return {
+            "outcome": verdict.outcome if verdict else "pass",
+            "reason": verdict.reason if verdict else "the first champion: there is none to compare it with",
+            "checks": [check.model_dump(mode="json") for check in verdict.checks] if verdict else [],
+            "exact_match": _means(scored, list(models)),
+            "left_out": left_out,
+            **cost,
+        }
+
+    result = run_stage(
+        run,
+        "judge",
+        work,
+        inputs={"challenger": str(student), "champion": champion.digest if champion else None},
+        settings=settings,
+    )
+    create_table_artifact(
+        result["checks"] or [{"slice": name, **means} for name, means in result["exact_match"].items()],
+        key="verdict",
+        description=f"Verdict: {result['outcome']}. {result['reason']}",
+    )
+    return result
+
+
+def held_out_slices(
+    run: Run, log: str, settings: JudgingSettings, teaching: Teaching
+) -> tuple[list[HeldOut], list[str]]:
+    """Return the fresh slice and one for each earlier profile window, and what was left out as too small.
+
+    No row is in two slices: a newer window's rows belong to it alone.
+    """
+    fresh = pd.read_parquet(run.folder / WINDOW_FILE)
+    if run.request.champion is None:
+        fresh = traffic.read_window(log, Window.parse(run.request.profile_window))
+    slices = [HeldOut(f"fresh {run.request.window}", "fresh", _held_out(fresh, settings, teaching))]
+    taken, left_out = set(fresh["request_id"]), []
+    for text in reversed(run.request.champion.profiled if run.request.champion else []):
+        rows = traffic.read_window(log, Window.parse(text))
+        rest = rows[~rows["request_id"].isin(taken)]
+        taken |= set(rest["request_id"])
+        chosen = _held_out(rest, settings, teaching)
+        if len(rest) < len(rows) and len(chosen) < settings.min_rows:
+            left_out.append(f"{text}: only {len(chosen)} held-out rows lie outside newer windows")
+            continue
+        slices.append(HeldOut(f"old {text}", "old", chosen))
+    return slices, left_out
+
+
+def with_targets(slices: list[HeldOut], student: Path, teaching: Teaching) -> tuple[list[pd.DataFrame], dict[str, int]]:
+    """Return each slice's rows with `target` (the label where it has arrived, else the teacher's answer) and the cost."""
+    rows = pd.concat([part.rows.assign(slice=part.name) for part in slices], ignore_index=True)
+    unlabelled = rows["reference"].isna()
+    rows["target"], rows["by_teacher"] = rows["reference"], unlabelled
+    cost = {"reused_tokens": 0, "bought_tokens": 0}
+    if unlabelled.any():
+        texts, obtained = teach.answers(rows.loc[unlabelled, "prompt"].tolist(), student, teaching)
+        rows.loc[unlabelled, "target"] = texts
+        cost = {"reused_tokens": obtained.reused_tokens, "bought_tokens": obtained.bought_tokens}
+    cost["targets_by_teacher"] = int(unlabelled.sum())
+    return [rows[rows["slice"] == part.name] for part in slices], cost
+
+
+def _held_out(frame: pd.DataFrame, settings: JudgingSettings, teaching: Teaching) -> pd.DataFrame:
+    chosen = frame[traffic.row_hash(frame["request_id"]) >= teaching.traffic.held_out_from]
+    if len(chosen) > settings.max_rows:
+        chosen = chosen.iloc[draw(len(chosen), settings.max_rows, seed=0)]
+    return chosen
+
+
+def _scored(rows: pd.DataFrame, models: dict[str, Path], teaching: Teaching) -> pd.DataFrame:
+    scored = rows[["request_id", "prompt", "slice", "target", "by_teacher"]].copy()
+    for name, model in models.items():
+        with progress.bar(f"scoring: {name} on {rows['slice'].iloc[0]}", "rows") as shown:
+            scores = scoring.score(
+                model,
+                rows["prompt"].tolist(),
+                max_prompt_tokens=teaching.student.max_prompt_tokens,
+                max_new_tokens=teaching.student.max_new_tokens,
+                batch_size=teaching.teacher.batch_size,
+                device=teaching.teacher.device,
+                progress=shown,
+            )
+        scored[f"{name}_response"] = scores.responses
+        scored[f"{name}_mean_logprob"] = scores.mean_logprob
+        right = np.char.strip(np.asarray(scores.responses, str)) == np.char.strip(rows["target"].to_numpy(str))
+        scored[f"{name}_exact_match"] = right.astype(float)
+    return scored
+
+
+def _verdict(scored: pd.DataFrame, slices: list[HeldOut], settings: JudgingSettings) -> Verdict:
+    by_name = dict(list(scored.groupby("slice")))
+    pairs = {
+        part.name: Slice(
+            champion=by_name[part.name]["champion_exact_match"].to_numpy(),
+            challenger=by_name[part.name]["challenger_exact_match"].to_numpy(),
+            kind=part.kind,
+        )
+        for part in slices
+        if part.name in by_name
+    }
+    return regression.judge(pairs, settings)
+
+
+def _means(scored: pd.DataFrame, models: list[str]) -> dict[str, dict[str, float]]:
+    columns = {f"{name}_exact_match": name for name in models}
+    means = scored.groupby("slice")[list(columns)].mean().rename(columns=columns)
+    means["rows"] = scored.groupby("slice").size().astype(float)
+    return {str(name): {str(k): round(float(v), 6) for k, v in row.items()} for name, row in means.iterrows()}

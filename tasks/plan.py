@@ -1,0 +1,186 @@
+"""What is asked: the window, the champion it is held against, and the run folder of exactly this request."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+
+from deployments.registry import Registry, Version
+from deployments.settings import PackagingSettings
+from distill import checkpoint
+from distill.errors import InputError
+from distill.settings import StudentSettings, TeacherSettings
+from monitoring import traffic
+from monitoring.settings import ReferenceSettings
+from monitoring.traffic import Window
+from tasks.run import Champion, Request, Run, read_json, write_json
+
+WINDOW_FILE = "window.parquet"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the caller of a retrain asked for."""
+
+    window: str | None
+    force: bool
+    again: bool
+
+
+@task(name="plan", cache_policy=NO_CACHE)
+def plan(
+    asked: Asked,
+    registry: Registry,
+    runs: Path,
+    log: str,
+    *,
+    window_days: float,
+    reference: ReferenceSettings,
+    student: StudentSettings,
+    teacher: TeacherSettings,
+    packaging: PackagingSettings,
+    changing: dict[str, Any],
+) -> Run:
+    """Return the run of this request: the finished one, the unfinished one, or a new one.
+
+    Raises InputError when the window is empty or a model cannot be used; nothing has been started then.
+    """
+    champion = current_champion(registry, runs.parent / "checkpoints")
+    if champion and asked.window is None and (unfinished := _unfinished(runs / champion.retrain_id)):
+        get_run_logger().info("completing retrain %s, which was stopped after its promotion", champion.retrain_id)
+        return unfinished
+    window, profile_window, notice = choose_window(asked.window, champion, log, window_days, reference)
+    if notice:
+        get_run_logger().warning(notice)
+    frame = rows_of(log, window)
+    request = Request(
+        retrain_id="",
+        student=student.name,
+        window=str(window),
+        profile_window=profile_window,
+        window_digest=traffic.window_digest(frame),
+        window_rows=len(frame),
+        force=asked.force,
+        teacher=_usable_models(student, teacher, champion),
+        settings=changing,
+        champion=champion,
+        notice=notice,
+    )
+    _check_port(packaging)
+    return _run_of(request, runs, frame, again=asked.again)
+
+
+def current_champion(registry: Registry, cache: Path) -> Champion | None:
+    """Return the registry's champion with its checkpoint at hand (in `cache` if fetched), or None when there is none.
+
+    Raises InputError when the checkpoint lacks a part or is not the one that was registered.
+    """
+    version = registry.champion()
+    return None if version is None else _at_hand(registry, version, cache)
+
+
+def _at_hand(registry: Registry, version: Version, cache: Path) -> Champion:
+    folder = registry.fetch(version.version, cache)
+    checkpoint.check(folder, f"champion (version {version.version})")
+    digest = checkpoint.digest(folder)
+    if digest != version.tags["sha256"]:
+        raise InputError(
+            f"champion (version {version.version}) at {str(folder)!r} is not what was registered: its SHA-256 is "
+            f"{digest[:12]}, registered was {version.tags['sha256'][:12]}; restore it, or roll back"
+        )
+    return Champion(
+        version=version.version,
+        checkpoint=str(folder),
+        digest=digest,
+        retrain_id=version.tags["retrain_id"],
+        trained=json.loads(version.tags["trained"]),
+        profiled=json.loads(version.tags["profiled"]),
+    )
+
+
+def choose_window(
+    asked: str | None, champion: Champion | None, log: str, window_days: float, reference: ReferenceSettings
+) -> tuple[Window, str, str]:
+    """Return the window to look at, the window its profile is made from, and a notice when that is not what was asked."""
+    whole = traffic.span(log)
+    if champion is not None:
+        latest = Window(max(whole.start, whole.end - timedelta(days=window_days)), whole.end)
+        window = Window.parse(asked) if asked else latest
+        return window, str(window), ""
+    window = Window.parse(reference.window or asked or str(whole))
+    profile = Window.parse(reference.profile) if reference.profile else window
+    notice = ""
+    if asked and reference.window:
+        notice = (
+            f"there is no champion yet: the first one is made from reference.window {reference.window}; "
+            f"the window {asked} was not looked at, give the same command again for it"
+        )
+    return window, str(profile), notice
+
+
+def rows_of(log: str, window: Window) -> pd.DataFrame:
+    """Return the rows of a window; raises InputError when there are none."""
+    frame = traffic.read_window(log, window)
+    if frame.empty:
+        raise InputError(f"window {window} holds no rows: the request log {log!r} spans {traffic.span(log)}")
+    return frame
+
+
+def _usable_models(student: StudentSettings, teacher: TeacherSettings, champion: Champion | None) -> str:
+    """Return the teacher's digest; raises InputError when it cannot teach this student."""
+    from distill.prompts import load_tokenizer
+    from distill.teachers.local import LocalTeacher
+
+    start = Path(champion.checkpoint) if champion else checkpoint.resolve(student.base, "student.base")
+    asked = LocalTeacher(teacher.model, top_k=teacher.top_k, max_new_tokens=student.max_new_tokens)
+    asked.check(load_tokenizer(start), teacher.top_k)
+    return asked.digest
+
+
+def _check_port(packaging: PackagingSettings) -> None:
+    from deployments.bento.smoke import check_port
+
+    check_port(packaging.port)
+
+
+def _run_of(request: Request, runs: Path, frame: pd.DataFrame, *, again: bool) -> Run:
+    """Return the latest run of the same request, or a new one if there is none, or `again` and it has ended."""
+    first = _identity(request)
+    attempts = [first, *(f"{first}-{number}" for number in range(2, 1000))]
+    latest = None
+    for retrain_id in attempts:
+        if not (runs / retrain_id / "request.json").is_file():
+            break
+        latest = _open(runs / retrain_id)
+    if latest is not None and not (again and latest.result()):
+        return latest
+    folder = runs / retrain_id
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(folder, request.model_copy(update={"retrain_id": retrain_id}))
+    frame.to_parquet(folder / WINDOW_FILE, index=False)
+    write_json(folder / "request.json", run.request.model_dump())
+    return run
+
+
+def _identity(request: Request) -> str:
+    """Student, window contents, what changes the result, and the models by content; not the champion of the day."""
+    asked = request.model_dump(include={"student", "window_digest", "settings", "teacher", "force"})
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _open(folder: Path) -> Run:
+    return Run(folder, Request.model_validate(read_json(folder / "request.json")))
+
+
+def _unfinished(folder: Path) -> Run | None:
+    if not (folder / "request.json").is_file():
+        return None
+    run = _open(folder)
+    return None if run.result() else run

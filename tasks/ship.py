@@ -1,0 +1,162 @@
+"""Shipping: into the registry, into a Bento, to the front; and back."""
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+
+from deployments.bento.build import build
+from deployments.bento.smoke import smoke_test
+from deployments.errors import InputError
+from deployments.registry import Registry
+from deployments.settings import PackagingSettings
+from distill.settings import StudentSettings
+from tasks.run import Run, code_revision, run_stage
+from tasks.train import step_records
+
+STEP_METRICS = ("loss", "kl", "cross_entropy", "prompt_cross_entropy", "grad_norm", "learning_rate")
+
+
+@task(name="register", cache_policy=NO_CACHE)
+def register(run: Run, registry: Registry, student: Path) -> dict[str, Any]:
+    """Record the retrain as one MLflow run and register its student as the challenger; returns version and run."""
+
+    def work(folder: Path) -> dict[str, Any]:
+        tags = version_tags(run)
+        run_id = registry.record(
+            run.request.retrain_id,
+            params={"window_rows": run.request.window_rows, **run.request.settings},
+            metrics=[*_training_metrics(run), *_outcome_metrics(run)],
+            tags=tags,
+            artifacts=[path for path in _reports(run) if path.is_file()],
+        )
+        version = registry.register(run.request.retrain_id, run_id, student, tags)
+        return {"version": version.version, "run_id": run_id}
+
+    return run_stage(run, "register", work, inputs={"student": run.manifests()["train"]["result"]["student_sha256"]})
+
+
+def version_tags(run: Run) -> dict[str, str]:
+    """Return where a model version comes from and by whose verdict, as registry tags."""
+    request, manifests = run.request, run.manifests()
+    before = request.champion
+    return {
+        "retrain_id": request.retrain_id,
+        "sha256": manifests["train"]["result"]["student_sha256"],
+        "window": request.window,
+        "window_digest": request.window_digest,
+        "teacher": request.teacher,
+        "verdict": manifests["judge"]["result"]["outcome"],
+        "base_champion": before.version if before else "",
+        "trained": json.dumps([*(before.trained if before else []), request.window]),
+        "profiled": json.dumps([*(before.profiled if before else []), request.profile_window]),
+        "code_revision": code_revision(),
+    }
+
+
+@task(name="package", cache_policy=NO_CACHE)
+def package(
+    run: Run, version: str, student: Path, home: Path, settings: PackagingSettings, limits: StudentSettings
+) -> dict[str, Any]:
+    """Build the Bento and serve it once on loopback: its greedy answers must be the checkpoint's."""
+
+    def work(folder: Path) -> dict[str, Any]:
+        log = get_run_logger().info
+        bento = build(
+            student,
+            student=run.request.student,
+            model_version=version,
+            retrain_id=run.request.retrain_id,
+            labels={"retrain_id": run.request.retrain_id, "student": run.request.student},
+            max_prompt_tokens=limits.max_prompt_tokens,
+            max_new_tokens=limits.max_new_tokens,
+            settings=settings,
+            home=home,
+            log=log,
+        )
+        prompts, expected = _smoke_rows(run, settings.smoke_rows)
+        smoke = smoke_test(
+            bento, prompts, expected, model_version=version, port=settings.port, timeout=settings.timeout
+        )
+        return {"tag": bento.tag, "path": str(bento.path), "smoke_rows": len(prompts), "agreed": smoke.agreed}
+
+    result = run_stage(run, "bento", work, inputs={"version": version}, settings=settings)
+    create_markdown_artifact(
+        f"Bento `{result['tag']}`\n\n{result['agreed']} of {result['smoke_rows']} smoke-test answers were the "
+        f"checkpoint's. It lies at `{result['path']}`.",
+        key="bento",
+        description="The packaged student",
+    )
+    return result
+
+
+@task(name="promote", cache_policy=NO_CACHE)
+def promote(run: Run, registry: Registry, version: str) -> dict[str, Any]:
+    """Make the challenger the champion, unless another one took the place since the request was made."""
+    before = run.request.champion
+
+    def work(folder: Path) -> dict[str, Any]:
+        registry.promote(version, expected=before.version if before else None)
+        return {"champion": version, "previous": before.version if before else None}
+
+    return run_stage(run, "promote", work, inputs={"version": version})
+
+
+@task(name="rollback", cache_policy=NO_CACHE)
+def rollback(registry: Registry, runs: Path, reason: str) -> dict[str, Any]:
+    """Put the previous champion back; raises InputError when there is none, or its reference profile is gone."""
+    previous = registry.previous()
+    profile = runs / previous.tags["retrain_id"] / "profile" if previous else None
+    if profile is not None and not (profile / "profile.json").is_file():
+        raise InputError(f"the previous champion's reference profile is missing at {str(profile)!r}: restore it first")
+    before, now = registry.rollback(reason)
+    return {"from": before, "to": now, "reason": reason, "profile": str(profile)}
+
+
+def _smoke_rows(run: Run, count: int) -> tuple[list[str], list[str]]:
+    """Return held-out prompts and the challenger's answers to them, as scored by the judge."""
+    scores = pd.read_parquet(run.stage("judge") / "scores.parquet")
+    fresh = scores[scores["slice"] == scores["slice"].iloc[0]].head(count)
+    return fresh["prompt"].tolist(), fresh["challenger_response"].tolist()
+
+
+def _training_metrics(run: Run) -> Iterator[tuple[str, float, int, int]]:
+    for record in step_records(run.stage("train")):
+        milliseconds = int(record["time"] * 1000)
+        for name, value in record.items():
+            if name in STEP_METRICS or name.startswith("system/"):
+                key = name if name.startswith("system/") else f"train/{name}"
+                yield key, float(value), int(record["step"]), milliseconds
+
+
+def _outcome_metrics(run: Run) -> Iterator[tuple[str, float, int, int]]:
+    manifests = run.manifests()
+    now = int(datetime.fromisoformat(manifests["judge"]["end"]).timestamp() * 1000)
+    signals = manifests["signals"]["result"]
+    values = {
+        "signals/bought_tokens": signals["bought_tokens"],
+        "signals/reused_tokens": signals["reused_tokens"],
+    }
+    for number, (_, means) in enumerate(manifests["judge"]["result"]["exact_match"].items()):
+        for model in ("champion", "challenger"):
+            if model in means:
+                values[f"judge/{'fresh' if number == 0 else f'old_{number}'}/exact_match_{model}"] = means[model]
+    values |= {f"seconds/{name}": manifest["seconds"] for name, manifest in manifests.items()}
+    yield from ((key, float(value), 0, now) for key, value in values.items())
+
+
+def _reports(run: Run) -> list[Path]:
+    stages = [run.stage(name) / "manifest.json" for name in ("watch", "signals", "train", "judge")]
+    return [
+        *stages,
+        run.stage("watch") / "drift.json",
+        run.stage("watch") / "report.html",
+        run.stage("judge") / "verdict.json",
+    ]

@@ -1,0 +1,180 @@
+"""Training in real processes through torch elastic."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from distill import checkpoint, mixture
+from distill.errors import Failure, InputError
+from distill.launch import train_in_processes
+from distill.prompts import encode, load_tokenizer
+from distill.request import TrainRequest
+from distill.settings import TrainingSettings
+from distill.signals import SignalStore, key
+from distill.teachers.protocol import Signal
+
+pytestmark = pytest.mark.slow
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture of 32 prompts with made-up signals of a teacher that always answers the same."""
+    folder = tmp_path_factory.mktemp("mixture")
+    tokenizer = load_tokenizer(tiny_checkpoint)
+    prompts = encode(tokenizer, [f"the printer {n} does not print" for n in range(32)], 64).ids
+    answer = np.array([*tokenizer("billing high")["input_ids"], tokenizer.eos_token_id], np.int32)
+    ids = np.stack([answer, (answer + 1) % 300], 1).astype(np.int32)
+    logprobs = np.log(np.tile([0.9, 0.05], (len(answer), 1))).astype(np.float16)
+    keys = [key("made up", "topk:2", "greedy", prompt) for prompt in prompts]
+    made = Signal(answer, ids, logprobs, np.full(len(answer), 0.05, np.float32))
+    SignalStore(folder / "signals").put([(k, len(p), made) for k, p in zip(keys, prompts, strict=True)])
+    mixture.save(folder / "mixture.safetensors", prompts, np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32))
+    return folder
+
+
+def request_for(output: Path, prepared: Path, start: Path, **changes: object) -> Path:
+    settings = TrainingSettings.model_validate(
+        {"batch_size": 8, "micro_batch_size": 8, "warmup_steps": 1, "checkpoint_steps": 2, "device": "cpu", **changes}
+    )
+    output.mkdir(exist_ok=True)
+    TrainRequest(
+        start=str(start),
+        mixture=str(prepared / "mixture.safetensors"),
+        signals=str(prepared / "signals"),
+        output=str(output),
+        epochs=STEPS * 8 / 32,
+        learning_rate=1e-2,
+        settings=settings,
+    ).save(output / "request.json")
+    return output / "request.json"
+
+
+def losses(output: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def norms(output: Path) -> list[float]:
+    return [json.loads(line)["grad_norm"] for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def trained(request: Path, processes: int = 1) -> Path:
+    seen: list[int] = []
+    train_in_processes(request, processes, on_line=lambda line: None, on_step=lambda record: seen.append(record["step"]))
+    assert seen[-1] == STEPS
+    return request.parent
+
+
+@pytest.fixture(scope="module")
+def plain(prepared: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(request_for(tmp_path_factory.mktemp("plain"), prepared, tiny_checkpoint))
+
+
+def test_the_loss_falls_and_the_student_is_a_whole_checkpoint(plain: Path) -> None:
+    curve = losses(plain)
+    assert len(curve) == STEPS
+    assert curve[-1] < 0.8 * curve[0]
+    checkpoint.check(plain / "student")
+    assert (plain / "student" / "chat_template.jinja").is_file()
+
+
+def test_the_same_seed_gives_the_same_curve(plain: Path, prepared: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    again = trained(request_for(tmp_path / "again", prepared, tiny_checkpoint))
+    assert losses(again) == losses(plain)
+    assert checkpoint.digest(again / "student") == checkpoint.digest(plain / "student")
+
+
+def test_two_processes_and_accumulation_learn_as_one(
+    plain: Path, prepared: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    two = trained(request_for(tmp_path / "two", prepared, tiny_checkpoint, processes=2), processes=2)
+    accumulated = trained(request_for(tmp_path / "accumulated", prepared, tiny_checkpoint, micro_batch_size=3))
+    for other in (two, accumulated):
+        np.testing.assert_allclose(losses(other)[0], losses(plain)[0], rtol=1e-6)
+        np.testing.assert_allclose(norms(other)[0], norms(plain)[0], rtol=1e-5)
+        np.testing.assert_allclose(losses(other), losses(plain), rtol=1e-3)
+
+
+def children_of(process: psutil.Process) -> list[psutil.Process]:
+    return [child for child in process.children(recursive=True) if "distill.worker" in " ".join(child.cmdline())]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition was not met in time"
+        time.sleep(0.05)
+
+
+def start_training(request: Path) -> subprocess.Popen[bytes]:
+    code = (
+        "import sys; from pathlib import Path; from distill.launch import train_in_processes;"
+        "train_in_processes(Path(sys.argv[1]), 1, on_line=print, on_step=lambda record: None)"
+    )
+    return subprocess.Popen([sys.executable, "-c", code, str(request)], stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_training_leaves_no_process_and_goes_on_as_if_nothing_had_happened(
+    how: signal.Signals, plain: Path, prepared: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    request = request_for(tmp_path / "killed", prepared, tiny_checkpoint)
+    parent = start_training(request)
+    latest = request.parent / "checkpoints" / "LATEST"
+    wait_until(latest.is_file)
+    workers = children_of(psutil.Process(parent.pid))
+    os.kill(parent.pid, how)
+    parent.wait()
+    wait_until(lambda: not any(worker.is_running() and worker.status() != "zombie" for worker in workers))
+    lines: list[str] = []
+    train_in_processes(request, 1, on_line=lines.append, on_step=lambda record: None)
+    assert losses(request.parent) == losses(plain)
+    assert checkpoint.digest(request.parent / "student") == checkpoint.digest(plain / "student")
+
+
+def test_a_training_state_that_was_tampered_with_is_not_read(
+    prepared: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    output = trained(request_for(tmp_path / "tampered", prepared, tiny_checkpoint))
+    step = output / "checkpoints" / f"step-{STEPS:06d}"
+    (step / ".metadata").write_bytes(b"something else")
+    with pytest.raises(Failure, match="not what was published"):
+        train_in_processes(output / "request.json", 1, on_line=lambda line: None, on_step=lambda record: None)
+
+
+def test_the_reason_of_a_failed_training_is_said(prepared: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    request = request_for(tmp_path / "failed", prepared, tiny_checkpoint)
+    fields = json.loads(request.read_text())
+    request.write_text(json.dumps({**fields, "learning_rate": 1e30}))
+    with pytest.raises(Failure, match=r"lower training\.learning_rate"):
+        train_in_processes(request, 1, on_line=lambda line: None, on_step=lambda record: None)
+
+
+def test_only_two_training_states_are_kept(plain: Path) -> None:
+    assert sorted(path.name for path in (plain / "checkpoints").glob("step-*")) == ["step-000004", "step-000006"]
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a multiple of processes 3"):
+        TrainingSettings(batch_size=64, processes=3)
+
+
+def test_a_checkpoint_without_a_shard_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (broken / name).write_bytes((tiny_checkpoint / name).read_bytes())
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (broken / "model.safetensors.index.json").write_text(json.dumps(index))
+    (broken / "model-00001-of-00002.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"lacks 1 of 2 shards \(model-00002"):
+        checkpoint.check(broken)

@@ -1,0 +1,140 @@
+"""Settings: file < environment < command line, and mistakes as one line."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flows import cli, settings
+from flows.settings import Settings, SettingsError, load, result_changing, setting_keys
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "redistill.toml"
+    path.write_text('workspace = "here"\n[training]\nepochs = 2\nlearning_rate = 0.01\nbatch_size = 8\n')
+    return path
+
+
+def command_line(*argv: str) -> dict[str, object]:
+    return cli.overrides(cli.parse(cli.parser("flows.retrain", ""), argv))
+
+
+def test_each_source_overrides_the_one_before(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDISTILL_TRAINING__EPOCHS", "3")
+    monkeypatch.setenv("REDISTILL_TRAINING__LEARNING_RATE", "0.02")
+    chosen = load(config, command_line("--training.epochs", "4"))
+    assert chosen.training.epochs == 4  # command line
+    assert chosen.training.learning_rate == 0.02  # environment
+    assert chosen.training.batch_size == 8  # file
+    assert chosen.training.seed == Settings().training.seed  # default
+
+
+def test_the_environment_can_name_the_file(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDISTILL_CONFIG", str(config))
+    assert load().workspace == "here"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[training]\nepoch = 2", ["training.epoch = 2", "redistill.toml", "the nearest is training.epochs"]),
+        ("[trainin]\nepochs = 2", ["trainin", "redistill.toml", "the nearest is training"]),
+        ('[training]\nepochs = "many"', ["training.epochs = 'many'", "redistill.toml", "valid number"]),
+        ("[training]\nepochs = -1", ["training.epochs = -1", "redistill.toml", "greater than 0"]),
+        ("[training]\nbatch_size = 64\nprocesses = 3", ["training", "redistill.toml", "not a multiple of processes 3"]),
+        ("training = 3", ["training = 3", "redistill.toml"]),
+        ("[training\nepochs = 2", ["redistill.toml", "cannot be read as TOML"]),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line_with_key_value_and_file(tmp_path: Path, text: str, said: list[str]) -> None:
+    path = tmp_path / "redistill.toml"
+    path.write_text(text)
+    with pytest.raises(SettingsError) as error:
+        load(path)
+    assert "\n" not in str(error.value)
+    for part in said:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["REDISTILL_TRANING__EPOCHS", "REDISTILL_TRAINING__EPOCH"])
+def test_a_mistake_in_the_environment_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(SettingsError, match=r"in the environment is no setting; the nearest is .*(TRAINING|training)"):
+        load()
+
+
+def test_a_mistake_on_the_command_line_names_the_nearest_option() -> None:
+    with pytest.raises(SettingsError, match=r"--training\.epoch.*the nearest is --training\.epochs"):
+        command_line("--training.epoch", "2")
+    with pytest.raises(SettingsError, match=r"training\.epochs = 'x' in the command line"):
+        load(None, command_line("--training.epochs", "x"))
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(SettingsError, match="nowhere.toml"):
+        load("nowhere.toml")
+
+
+def test_places_ports_and_time_limits_do_not_change_a_result() -> None:
+    changing = set(result_changing(Settings()))
+    places = {"workspace", "student.base", "teacher.model", "traffic.path", "registry.uri", "packaging.port"}
+    assert not places & changing
+    assert {"training.epochs", "judging.margin", "drift.psi_bound", "traffic.held_out_from"} <= changing
+
+
+def test_every_setting_says_its_unit() -> None:
+    for key, field in setting_keys():
+        text = field.description or ""
+        assert text.endswith("]") or "folder" in text or "START..END" in text or "empty:" in text, key
+
+
+def run(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", *argv], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("command", ["flows.retrain", "flows.monitor", "flows.rollback"])
+def test_help_lists_every_setting_with_its_default(command: str) -> None:
+    done = run(command, "--help")
+    assert done.returncode == 0
+    for key, _ in setting_keys():
+        assert f"--{key} " in done.stdout
+    assert done.stdout.count("(default:") >= len(list(setting_keys()))
+
+
+def test_help_waits_for_no_heavy_library() -> None:
+    heavy = ("torch", "transformers", "mlflow", "evidently", "bentoml")
+    code = (
+        "import sys, flows.retrain, flows.monitor, flows.rollback;"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_help_answers_within_four_seconds() -> None:
+    run("flows.retrain", "--help")  # the first one may compile bytecode
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        run("flows.retrain", "--help")
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 4
+
+
+def test_bad_settings_exit_with_2_before_anything_is_started(tmp_path: Path) -> None:
+    done = run("flows.retrain", "--workspace", str(tmp_path / "w"), "--training.epochs", "none")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "w").exists()
+    done = run("flows.retrain", "--workspace", str(tmp_path / "w"), "--window", "2016-02-01..2016-01-01")
+    assert done.returncode == 2
+    assert "2016-02-01..2016-01-01" in done.stderr
+    assert not (tmp_path / "w").exists()
+
+
+def test_the_sections_are_the_packages_own() -> None:
+    owners = {type(getattr(Settings(), name)).__module__ for name in Settings.model_fields if name != "workspace"}
+    assert owners == {"monitoring.settings", "distill.settings", "deployments.settings"}
+    assert settings.Settings.model_config["extra"] == "forbid"

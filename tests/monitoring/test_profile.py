@@ -1,0 +1,167 @@
+"""The reference profile: its counts, what lies on disk, and which files are refused."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from monitoring.columns import CategoricalColumn, NumericColumn
+from monitoring.errors import Failure, InputError
+from monitoring.features import features
+from monitoring.profile import ReferenceProfile, load_sample
+
+
+def world(rows: int = 700) -> pd.DataFrame:
+    rng = np.random.default_rng(3)
+    frame = pd.DataFrame(
+        {
+            "normal": rng.normal(size=rows),
+            "zero_inflated": np.where(rng.random(rows) < 0.7, 0.0, rng.exponential(size=rows)),
+            "constant": 5.0,
+            "empty": np.nan,
+            "response": rng.choice(["billing", "delivery", "other"], rows),
+            "rare": [f"name {i // 2}" for i in range(rows)],
+            "nothing": pd.Series([None] * rows, dtype=object),
+        }
+    )
+    frame.loc[:9, "normal"] = [np.nan] * 7 + [np.inf, -np.inf, np.inf]
+    frame.loc[:4, "response"] = None
+    return frame
+
+
+def build(frame: pd.DataFrame, **settings: int) -> ReferenceProfile:
+    chosen = {"max_categories": 50, "sample_rows": 100, "seed": 1, **settings}
+    return ReferenceProfile.build(frame, window="2016-01-01..2017-01-01", model_version="3", **chosen)
+
+
+def test_counts_and_missing_sum_to_the_rows_of_every_column() -> None:
+    profile = build(world())
+    for column in profile.columns.values():
+        set_aside = column.set_aside if isinstance(column, CategoricalColumn) else 0
+        assert column.counted.cells.sum() + column.missing + set_aside == 700
+    normal = profile.columns["normal"]
+    assert isinstance(normal, NumericColumn)
+    assert (len(normal.edges), len(normal.counts)) == (255, 256)
+    assert (normal.missing, normal.infinite) == (10, 3)
+
+
+def test_counts_of_parts_add_up_to_those_of_the_whole() -> None:
+    frame = world()
+    for name, column in build(frame).columns.items():
+        whole, parts = column.count(frame[name]), [column.count(frame[name][:300]), column.count(frame[name][300:])]
+        assert (whole.cells == parts[0].cells + parts[1].cells).all()
+        assert whole.missing == parts[0].missing + parts[1].missing
+        if name != "rare":
+            assert (whole.cells == column.counted.cells).all()
+
+
+def test_a_value_that_repeats_has_a_bin_of_its_own() -> None:
+    column = build(world()).columns["constant"]
+    assert column.count(pd.Series([4.9, 5.0, 5.0, 5.1])).cells.tolist() == [1, 2, 1]
+    zeros = build(world()).columns["zero_inflated"]
+    assert zeros.count(pd.Series([-1e-9, 0.0, 1e-9])).cells[:3].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 100, 254, 255, 256, 1000])
+def test_never_more_than_256_bins_whatever_repeats(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    for values in (rng.normal(size=rows), rng.integers(0, 200, rows), np.zeros(rows)):
+        column = NumericColumn.build(pd.Series(values))
+        assert len(column.counts) <= 256
+        assert sum(column.counts) == rows
+
+
+def test_rare_categories_and_those_beyond_the_limit_are_other() -> None:
+    categories = pd.Series(["a"] * 50 + ["b"] * 30 + ["c"] * 10 + ["d"] * 4 + [None])
+    column = CategoricalColumn.build(categories, 50, seed=0)
+    assert (column.counts, column.other, column.missing) == ({"a": 50, "b": 30, "c": 10}, 4, 1)
+    assert column.count(pd.Series(["c", "new", "d", None])).cells.tolist() == [0, 0, 1, 2]
+
+
+def test_rows_that_choose_among_many_categories_are_not_counted() -> None:
+    column = CategoricalColumn.build(pd.Series(["a"] * 60 + ["b"] * 30 + ["c"] * 11), 2, seed=0)
+    assert list(column.counts) == ["a", "b"]
+    assert (column.set_aside, int(column.counted.cells.sum())) == (50, 51)
+
+
+def test_a_profile_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
+    profile = build(world())
+    profile.save(tmp_path / "profile")
+    again = ReferenceProfile.load(tmp_path / "profile")
+    assert again == profile
+    again.save(tmp_path / "copy")
+    for name in ("profile.json", "sample.parquet"):
+        assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / "profile" / name).read_bytes()
+    assert sorted(os.listdir(tmp_path / "copy")) == ["profile.json", "sample.parquet"]
+
+
+def test_the_sample_is_repeatable_and_no_larger_than_asked() -> None:
+    samples = [build(world(), seed=seed)._sample for seed in (1, 1, 2)]
+    assert len(samples[0]) == 100
+    assert samples[0].equals(samples[1])
+    assert not samples[0].equals(samples[2])
+
+
+def test_neither_prompts_nor_rare_answers_are_on_disk(tmp_path: Path) -> None:
+    prompts = [f"secret number {i}" for i in range(300)]
+    answers = ["billing"] * 290 + [f"private {i}" for i in range(10)]
+    made = features(pd.DataFrame({"prompt": prompts, "response": answers}))
+    build(made, sample_rows=300).save(tmp_path)
+    sample = load_sample(tmp_path)
+    assert len(sample) == 300
+    assert set(sample["response"]) == {"billing", "OTHER"}
+    for path in tmp_path.iterdir():
+        content = path.read_bytes()
+        assert b"secret" not in content
+        assert b"private" not in content
+
+
+def test_a_profile_of_another_version_is_refused(tmp_path: Path) -> None:
+    build(world()).save(tmp_path)
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    with pytest.raises(InputError, match=rf"{path} has format version 2, this version reads 1"):
+        ReferenceProfile.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["profile.json", "sample.parquet"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "noise", "a list"])
+def test_a_damaged_profile_is_refused_by_its_name(tmp_path: Path, name: str, damage: str) -> None:
+    build(world()).save(tmp_path)
+    path = tmp_path / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes({"cut": content[: len(content) // 2], "noise": b"\xff\x00\x81" * 50, "a list": b"[1]"}[damage])
+    with pytest.raises(InputError, match=name):
+        ReferenceProfile.load(tmp_path)
+
+
+def test_counts_that_do_not_sum_are_refused(tmp_path: Path) -> None:
+    build(world()).save(tmp_path)
+    path = tmp_path / "profile.json"
+    path.write_text(path.read_text().replace('"rows": 700', '"rows": 701'))
+    with pytest.raises(InputError, match="do not sum to 701 rows"):
+        ReferenceProfile.load(tmp_path)
+
+
+def test_no_rows_make_no_profile() -> None:
+    with pytest.raises(InputError, match="no rows to make a reference profile of"):
+        build(world().iloc[:0])
+
+
+def test_a_save_that_fails_leaves_the_old_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = build(world())
+    old.save(tmp_path)
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(Failure, match=r"sample.parquet: No space left on device"):
+        build(world(50)).save(tmp_path)
+    assert ReferenceProfile.load(tmp_path) == old
+    assert sorted(os.listdir(tmp_path)) == ["profile.json", "sample.parquet"]
