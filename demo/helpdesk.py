@@ -8,21 +8,18 @@ from (seed, date) alone, so any two windows agree where they overlap.
 from __future__ import annotations
 
 import math
-from bisect import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
-from itertools import accumulate
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
 from demo import wording
+from demo.tickets import one, weighted, write_ticket
 from demo.wording import Issue
+from demo.workspace import BaseRecipe, TeacherRecipe, Value, append_missing, writable, write_config
 
-
-T = TypeVar("T")
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
 
 STUDENT = "helpdesk"
@@ -36,15 +33,59 @@ ROWS_PER_DAY, SEED = 200, 7
 LABEL_NOISE = 0.02  # tickets that a person filed wrongly
 REFERENCE_SHARE = 0.8  # tickets whose true answer became known
 NEW_SHARE = 0.45  # of the tickets from the launch on
-TYPO_SHARE, SHOUTING_SHARE = 0.02, 0.03  # of the words, of the tickets
 
 ANSWERS = sorted(
     f"{queue} / {priority}"
     for queue in {issue.queue for issue in wording.OLD_ISSUES + wording.NEW_ISSUES}
     for priority in ("low", "normal", "high")
 )
+OLD_ANSWERS = [answer for answer in ANSWERS if answer.split(" / ")[0] in {i.queue for i in wording.OLD_ISSUES}]
+# Vocabulary, sizes and steps: some 40 s for the teacher and 20 s for the first champion on two CPU cores.
+VOCABULARY = 1024
+ARCHIVE_BEFORE, ARCHIVE_ROWS_PER_DAY = timedelta(days=14), 400
+TEACHER = TeacherRecipe(width=128, layers=2, heads=4, steps=300, batch_size=64, learning_rate=3e-3, seed=0)
+BASE = BaseRecipe(width=96, layers=2, heads=3, seed=0)
+TRAINING: dict[str, Value] = {
+    "batch_size": 64,
+    "first_epochs": 6.0,
+    "first_learning_rate": 3e-3,
+    "epochs": 4.0,
+    "learning_rate": 2e-3,
+    "replay_share": 0.5,
+}
+
 COLUMNS = ("request_id", "timestamp", "prompt", "response", "model_version", "mean_logprob", "latency_ms", "reference",
            "meta_channel", "meta_region")  # fmt: skip
+# What the champion adds later: nobody has answered these tickets yet.
+NOT_SERVED = {"response": "string", "model_version": "string", "mean_logprob": "float64", "latency_ms": "float64"}
+
+
+def prepare(workspace: Path, progress: Progress | None = None) -> Path:
+    """Fill the workspace with log, teacher, base and settings, whichever are missing; return the settings file.
+
+    The teacher learns from an archive: tickets of the weeks around the launch that people filed by hand, none of
+    which is in the log. `progress` is told of its training. Raises InputError when the workspace cannot be written.
+    """
+    from demo.teacher import make_student, train_teacher
+    from demo.tokenizer import train_tokenizer
+
+    workspace = writable(workspace)
+    rows = stream(START, END)
+    append_missing(workspace / "traffic", rows)
+    archive = labelled(LAUNCH - ARCHIVE_BEFORE, END, ARCHIVE_ROWS_PER_DAY, SEED + 1)
+    before = rows.loc[rows["timestamp"] < REFERENCE_WINDOW.split("..")[1], "prompt"]
+    tokenizer = train_tokenizer(before.tolist(), ANSWERS, VOCABULARY)
+    prompts, answers = archive["prompt"].tolist(), archive["reference"].tolist()
+    teacher = train_teacher(workspace / "teacher", tokenizer, prompts, answers, progress=progress, **TEACHER)
+    base = make_student(workspace / "base", tokenizer, **BASE)
+    tables: dict[str, dict[str, Value]] = {
+        "student": {"name": STUDENT, "base": str(base), "max_prompt_tokens": 128, "max_new_tokens": 8},
+        "teacher": {"model": str(teacher)},
+        "traffic": {"window_days": 10.0},
+        "reference": {"window": REFERENCE_WINDOW},
+        "training": TRAINING,
+    }
+    return write_config(workspace / "redistill.toml", tables, workspace=str(workspace))
 
 
 def stream(start: date, end: date, rows_per_day: float = ROWS_PER_DAY, seed: int = SEED) -> pd.DataFrame:
@@ -62,16 +103,12 @@ def labelled(start: date, end: date, rows_per_day: float = ROWS_PER_DAY, seed: i
     days = [start + timedelta(days=n) for n in range((end - start).days)]
     rows = [row for day in days for row in _day(day, rows_per_day, seed)]
     frame = pd.DataFrame(rows, columns=[name for name in COLUMNS if name not in NOT_SERVED] + ["is_known"])
-    strings = {name: "string" for name in ("request_id", "prompt", "reference", "meta_channel", "meta_region")}
+    strings = dict.fromkeys(("request_id", "prompt", "reference", "meta_channel", "meta_region"), "string")
     frame = frame.astype({**strings, "is_known": bool})
     frame["timestamp"] = pd.to_datetime(frame["timestamp"], utc=True).astype("datetime64[us, UTC]")
     for name, dtype in NOT_SERVED.items():
         frame[name] = pd.Series(pd.NA if dtype == "string" else np.nan, index=frame.index, dtype=dtype)
     return frame
-
-
-# What the champion adds later: nobody has answered these tickets yet.
-NOT_SERVED = {"response": "string", "model_version": "string", "mean_logprob": "float64", "latency_ms": "float64"}
 
 
 def _day(day: date, rows_per_day: float, seed: int) -> list[tuple[object, ...]]:
@@ -95,95 +132,17 @@ def _ticket(rng: np.random.Generator, day: date) -> tuple[object, ...]:
     """Return prompt, true answer, channel, region and whether the answer is known by now."""
     is_new = day >= LAUNCH and rng.random() < NEW_SHARE
     issue = _draw_issue(rng, wording.NEW_ISSUES if is_new else wording.OLD_ISSUES, day)
-    channel = _weighted(rng, ("email", "chat", "phone"), (0.35, 0.5, 0.15) if is_new else (0.6, 0.25, 0.15))
-    region = _weighted(rng, ("north", "south", "east", "west"), (0.35, 0.3, 0.2, 0.15))
-    text, priority = _write(rng, issue, channel, is_new)
+    channel = weighted(rng, ("email", "chat", "phone"), (0.35, 0.5, 0.15) if is_new else (0.6, 0.25, 0.15))
+    region = weighted(rng, ("north", "south", "east", "west"), (0.35, 0.3, 0.2, 0.15))
+    text, priority = write_ticket(rng, issue, channel, is_new)
     answer = f"{issue.queue} / {priority}"
     if rng.random() < LABEL_NOISE:
-        answer = _one(rng, ANSWERS if day >= LAUNCH else OLD_ANSWERS)
+        answer = one(rng, ANSWERS if day >= LAUNCH else OLD_ANSWERS)
     return text, answer, channel, region, bool(rng.random() < REFERENCE_SHARE)
-
-
-OLD_ANSWERS = [answer for answer in ANSWERS if answer.split(" / ")[0] in {i.queue for i in wording.OLD_ISSUES}]
 
 
 def _draw_issue(rng: np.random.Generator, issues: tuple[Issue, ...], day: date) -> Issue:
     # Presents are sent back in January and are late in December: the mix moves a little with the year.
     winter = 0.2 * math.cos(2 * math.pi * (day.timetuple().tm_yday - 1) / 365)
     weights = [issue.weight * (1 + winter * (issue.queue in ("returns", "shipping"))) for issue in issues]
-    return _weighted(rng, issues, weights)
-
-
-def _weighted(rng: np.random.Generator, choices: Sequence[T], weights: Sequence[float]) -> T:
-    ends = list(accumulate(weights))  # Generator.choice does the same, some twenty times slower
-    return choices[min(bisect(ends, rng.random() * ends[-1]), len(choices) - 1)]
-
-
-def _one(rng: np.random.Generator, choices: Sequence[T]) -> T:
-    return choices[int(rng.random() * len(choices))]
-
-
-# --------------------------------------------------------------------------------------------------------------
-# Wording
-# --------------------------------------------------------------------------------------------------------------
-
-
-def _write(rng: np.random.Generator, issue: Issue, channel: str, is_new: bool) -> tuple[str, str]:
-    """Return a ticket's text and its priority: the issue's own, unless the customer says how urgent it is."""
-    sentences, priority = [_fill(rng, _one(rng, issue.phrases))], issue.priority
-    if rng.random() < 0.15:
-        sentences.append(_fill(rng, _one(rng, wording.FILLERS)))
-    mood = rng.random()
-    if mood < 0.15:
-        sentences.append(_one(rng, wording.NEW_URGENT if is_new and mood < 0.08 else wording.URGENT))
-        priority = "high"
-    elif mood < 0.25 and priority != "high":
-        sentences.append(_one(rng, wording.CALM))
-        priority = "low"
-    text = _one(rng, (". ", ", ", "; ", " - ")).join(sentences)
-    if rng.random() < (0.5 if channel == "email" else 0.2):
-        text = f"{_one(rng, wording.GREETINGS)}, {text}"
-    if channel == "email" and rng.random() < 0.5:
-        text = f"{text}. {_one(rng, wording.CLOSINGS)}, {_one(rng, wording.NAMES)}"
-    return _scribble(rng, text), priority
-
-
-def _fill(rng: np.random.Generator, phrase: str) -> str:
-    """Return the phrase with each slot filled; a slot that stands twice is filled twice."""
-    while "{" in phrase:
-        slot = phrase[phrase.index("{") + 1 : phrase.index("}")]
-        phrase = phrase.replace("{" + slot + "}", SLOTS[slot](rng), 1)
-    return phrase
-
-
-SLOTS: dict[str, Callable[[np.random.Generator], str]] = {
-    "product": lambda rng: f"{_one(rng, wording.OWNERS)} {_one(rng, wording.BRANDS)} {_one(rng, wording.ITEMS)}",
-    "new": lambda rng: f"{_one(rng, wording.OWNERS)} {_one(rng, wording.NEW_PRODUCTS)}",
-    "order": lambda rng: f"{_one(rng, ('#', 'A-', 'no. '))}{rng.integers(1000, 99999)}",
-    "amount": lambda rng: f"{rng.integers(5, 400)}.{_one(rng, ('00', '50', '90', '99'))} EUR",
-    "days": lambda rng: str(rng.integers(2, 30)),
-    "code": lambda rng: f"{_one(rng, ('E', 'X', ''))}{rng.integers(10, 600)}",
-    "year": lambda rng: str(rng.integers(2009, 2025)),
-    "colour": lambda rng: _one(rng, wording.COLOURS),
-    "place": lambda rng: _one(rng, wording.PLACES),
-    "name": lambda rng: _one(rng, wording.NAMES),
-}
-
-
-def _scribble(rng: np.random.Generator, text: str) -> str:
-    """Return the text as people type: some words misspelt, some tickets shouted or without capitals."""
-    words = [_misspell(rng, word) if rng.random() < TYPO_SHARE else word for word in text.split(" ")]
-    style = rng.random()
-    text = " ".join(words)
-    if style < SHOUTING_SHARE:
-        return text.upper() + "!"
-    return text.lower() if style < 0.25 else text[0].upper() + text[1:]
-
-
-def _misspell(rng: np.random.Generator, word: str) -> str:
-    if len(word) < 4 or not word.isalpha():
-        return word
-    at = int(rng.integers(1, len(word) - 1))
-    if rng.random() < 0.5:
-        return word[:at] + word[at + 1 :]
-    return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+    return weighted(rng, issues, weights)

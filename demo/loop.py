@@ -18,6 +18,7 @@ from tqdm import tqdm
 from demo import helpdesk
 
 WORKSPACE = "redistill-demo"
+KEPT, MARKER = "kept", "made_from.json"
 STATE = ("mlflow.db", "mlartifacts", "runs", "bentoml", "signals")  # what a retrain changes in a workspace
 
 Retrain = Callable[[str, str | None], dict[str, Any]]  # (config, window) -> how it ended
@@ -33,7 +34,11 @@ def main(retrain: Retrain, show: Callable[[dict[str, Any]], None], overrides: Ma
             bar.update(done - bar.n)
 
         config = str(helpdesk.prepare(workspace, progress))
-    start_from_champion(workspace, {"workspace": str(workspace), "overrides": overrides}, lambda: retrain(config, None))
+    made_from = {"workspace": str(workspace), "overrides": dict(overrides)}
+    if not restore(workspace, made_from):
+        print("making the first champion, once")
+        retrain(config, None)
+        keep(workspace, made_from)
     print(f"\n1. A quiet window, {helpdesk.QUIET_WINDOW}, before the product launch")
     show(retrain(config, str(helpdesk.QUIET_WINDOW)))
     print(f"\n2. The window after the launch, {helpdesk.DRIFTED_WINDOW}")
@@ -47,22 +52,24 @@ def main(retrain: Retrain, show: Callable[[dict[str, Any]], None], overrides: Ma
     return ended
 
 
-def start_from_champion(workspace: Path, made_from: Mapping[str, Any], make: Callable[[], object]) -> None:
-    """Put the workspace back to when its first champion had just been made; on first use, make and keep that."""
-    kept = workspace / "kept"
-    marker = kept / "made_from.json"
-    if marker.is_file() and json.loads(marker.read_text()) == dict(made_from):
-        _copy(kept, workspace)
-        return
-    shutil.rmtree(kept, ignore_errors=True)
-    print("making the first champion, once")
-    make()
-    partial = workspace / "kept.partial"
+def restore(workspace: Path, made_from: Mapping[str, Any]) -> bool:
+    """Put the workspace back to when its first champion had just been made; False when none of that kind is kept."""
+    marker = workspace / KEPT / MARKER
+    if not marker.is_file() or json.loads(marker.read_text()) != dict(made_from):
+        return False
+    _copy(workspace / KEPT, workspace)
+    return True
+
+
+def keep(workspace: Path, made_from: Mapping[str, Any]) -> None:
+    """Keep the workspace as it is now for `restore`."""
+    partial = workspace / f"{KEPT}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     _copy(workspace, partial)
-    (partial / "made_from.json").write_text(json.dumps(made_from))
-    os.replace(partial, kept)
+    (partial / MARKER).write_text(json.dumps(made_from))
+    shutil.rmtree(workspace / KEPT, ignore_errors=True)
+    os.replace(partial, workspace / KEPT)
 
 
 def _copy(source: Path, target: Path) -> None:

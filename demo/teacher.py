@@ -75,7 +75,7 @@ def train_teacher(
     if is_complete(folder, digest):
         return folder
     rows, starts = _tokenise(tokenizer, prompts, answers)
-    with torch.random.fork_rng(devices=[]), _flushed_denormals():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _llama(tokenizer, width, layers, heads)
         order = _batches([len(row) for row in rows], batch_size, np.random.default_rng(seed))
@@ -120,7 +120,7 @@ def _fit(
         used = weights > 0
         losses = cross_entropy(model.lm_head(states[used]), ids[:, 1:][used], reduction="none")
         loss = (losses * weights[used]).sum()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -151,7 +151,7 @@ def _collate(
         ids[at, : len(rows[row])] = rows[row]
         is_prompt[at, 1 : starts[row]] = 1  # a row's first token is given, not predicted
         is_answer[at, starts[row] : len(rows[row])] = 1
-    weights = is_answer / is_answer.sum() + PROMPT_WEIGHT * is_prompt / max(1.0, is_prompt.sum())
+    weights = is_answer / len(batch) + PROMPT_WEIGHT * is_prompt / max(1.0, is_prompt.sum())
     return torch.from_numpy(ids), torch.from_numpy(weights[:, 1:])
 
 
@@ -213,7 +213,8 @@ def _save(folder: Path, model: Any, tokenizer: Tokenizer, recipe: dict[str, Any]
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         made.chmod(0o755)  # mkdtemp's 0700 would shut out a server that runs as another user
-        model.save_pretrained(made)
+        with _without_progress_bar():
+            model.save_pretrained(made)
         tokenizer.save_pretrained(made)
         (made / RECIPE).write_text(json.dumps({"digest": digest, "recipe": recipe}, indent=2) + "\n")
         if folder.exists():
@@ -224,11 +225,14 @@ def _save(folder: Path, model: Any, tokenizer: Tokenizer, recipe: dict[str, Any]
 
 
 @contextmanager
-def _flushed_denormals() -> Iterator[None]:
-    # Adam's second moments of rare tokens decay into denormals, which a CPU handles many times slower.
-    before = bool(torch.tensor(1e-310, dtype=torch.float64).mul(1).item() == 0)
-    torch.set_flush_denormal(True)
+def _without_progress_bar() -> Iterator[None]:
+    """Keep transformers from drawing a bar of its own for each file that it writes."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        torch.set_flush_denormal(before)
+        if was_on:
+            logging.enable_progress_bar()

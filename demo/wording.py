@@ -110,7 +110,9 @@ OLD_ISSUES = (
         ),
     ),
     Issue("technical", "low", 1.5, ("where is the manual of {product}", "how do I clean {product}")),
-    Issue("technical", "high", 1.5, ("{product} gets very hot and smells burnt", "there is smoke coming from {product}")),
+    Issue(
+        "technical", "high", 1.5, ("{product} gets very hot and smells burnt", "there is smoke coming from {product}")
+    ),
     Issue(
         "sales",
         "low",

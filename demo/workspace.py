@@ -6,12 +6,40 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
+
+from monitoring.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Value: TypeAlias = str | int | float | bool
+
+
+class BaseRecipe(TypedDict):
+    """The shape and seed of a random model."""
+
+    width: int
+    layers: int
+    heads: int
+    seed: int
+
+
+class TeacherRecipe(BaseRecipe):
+    """And how it is trained."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+
+def writable(workspace: Path) -> Path:
+    """Return the workspace's absolute path, made if need be; InputError when that cannot be."""
+    try:
+        workspace.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"workspace {workspace}: cannot be made ({error}); name another folder") from error
+    return workspace.resolve()
 
 
 def append_missing(log: Path, frame: pd.DataFrame) -> int:

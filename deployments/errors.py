@@ -1,6 +1,6 @@
 """Shipping goes wrong in two ways.
 
-    InputError (ValueError)      a registry address, a port or a setting that cannot be used: exit code 2, nothing was changed
+    InputError (ValueError)      an address, a port or a setting that cannot be used: exit code 2, nothing was changed
     Failure    (RuntimeError)    registering, packaging or promoting failed on good input: exit code 1
 
 Each message names the value, where it came from and what to do.

@@ -15,9 +15,7 @@ class Section(BaseModel):
 class RegistrySettings(Section):
     """MLflow."""
 
-    uri: str = Field(
-        "", description="MLflow tracking URI; empty: SQLite in the workspace", json_schema_extra=LOCATION
-    )
+    uri: str = Field("", description="MLflow tracking URI; empty: SQLite in the workspace", json_schema_extra=LOCATION)
     artifacts: str = Field(
         "",
         description="artifact location of a new experiment; empty: WORKSPACE/mlartifacts",
@@ -33,7 +31,11 @@ class PackagingSettings(Section):
 
     home: str = Field("", description="Bento store; empty: WORKSPACE/bentoml", json_schema_extra=LOCATION)
     port: int = Field(
-        0, ge=0, le=65535, description="loopback port of the smoke test; 0 takes a free one [port]", json_schema_extra=LOCATION
+        0,
+        ge=0,
+        le=65535,
+        description="loopback port of the smoke test; 0 takes a free one [port]",
+        json_schema_extra=LOCATION,
     )
     timeout: float = Field(
         180.0, gt=0, description="a Bento that is not ready by then has failed [s]", json_schema_extra=LOCATION
@@ -41,5 +43,7 @@ class PackagingSettings(Section):
     smoke_rows: int = Field(
         8, ge=1, description="held-out prompts asked in the smoke test [rows]", json_schema_extra=LOCATION
     )
-    max_batch_size: int = Field(32, ge=1, description="requests served in one batch [requests]")
-    max_latency_ms: int = Field(1000, ge=1, description="a batch waits no longer than this would miss [ms]")
+    max_batch_size: int = Field(32, ge=2, description="requests answered in one batch [requests]")
+    max_latency_ms: int = Field(
+        60_000, ge=1, description="a request that would wait longer than this is answered with 503 [ms]"
+    )

@@ -1,6 +1,6 @@
 """Learning goes wrong in two ways.
 
-    InputError (ValueError)      a checkpoint, a teacher or a setting that cannot be used: exit code 2, nothing was changed
+    InputError (ValueError)      a checkpoint or a setting that cannot be used: exit code 2, nothing was changed
     Failure    (RuntimeError)    asking the teacher, training or scoring failed on good input: exit code 1
 
 Each message names the value, where it came from and what to do.

@@ -131,7 +131,8 @@ def train(request: TrainRequest) -> None:
         total = kl + settings.cross_entropy_weight * ce + settings.prompt_weight * prompt
         if not math.isfinite(total) or not math.isfinite(float(norm)):
             raise Failure(
-                f"the loss is {total} and its gradient norm {float(norm)} at step {state.step + 1}: lower training.learning_rate"
+                f"the loss is {total} and its gradient norm {float(norm)} at step {state.step + 1}: "
+                "lower training.learning_rate"
             )
         optimizer.step()
         optimizer.zero_grad()

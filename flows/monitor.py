@@ -59,7 +59,8 @@ def main(argv: Sequence[str]) -> int:
     config = None if options.config is None else str(Path(options.config).absolute())
     seen = monitor(config, options.window, given)
     print(
-        f"{'DRIFT' if seen['trigger'] else 'QUIET'}  window {seen['window']}: {seen['reason']}\nreport: {seen['report']}"
+        f"{'DRIFT' if seen['trigger'] else 'QUIET'}  window {seen['window']}: {seen['reason']}\n"
+        f"report: {seen['report']}"
     )
     if isinstance(seen["retrain"], dict):
         summary.show(seen["retrain"])

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deployments.connection import masked
+
 if TYPE_CHECKING:
     from flows.wiring import Places
     from tasks.run import Run
@@ -73,11 +75,11 @@ def _places(run: "Run", found: dict[str, Any], places: "Places") -> dict[str, st
     if "judge" in found:
         lie["judge"] = str(run.stage("judge") / "verdict.json")
     if "register" in found:
-        lie["register"] = places.registry_uri
+        lie["register"] = masked(places.registry_uri)
     if "bento" in found:
         lie["bento"] = found["bento"]["path"]
     if "promote" in found:
-        lie["promote"] = places.registry_uri
+        lie["promote"] = masked(places.registry_uri)
     return lie
 
 

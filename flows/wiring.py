@@ -22,7 +22,9 @@ class Places:
         self.signals = settings.place(settings.teacher.signals, "signals")
         self.bentos = Path(settings.place(settings.packaging.home, "bentoml"))
         self.registry_uri = settings.registry.uri or f"sqlite:///{workspace / 'mlflow.db'}"
-        self.artifacts = settings.place(settings.registry.artifacts, "mlartifacts")
+        # A server has an artifact store of its own; the local database has the workspace.
+        local = "mlartifacts" if self.registry_uri.startswith("sqlite:") else ""
+        self.artifacts = settings.registry.artifacts or (local and str(workspace / local))
 
 
 def registry(settings: Settings, places: Places) -> Registry:

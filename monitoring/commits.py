@@ -32,6 +32,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 from monitoring.errors import Failure, InputError
 from monitoring.rows import COLUMNS, Kind
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY = 86_400_000_000  # microseconds
 _THREADS = 8  # parts are small and many: waiting for a store is done side by side
 T = TypeVar("T")
@@ -181,8 +182,8 @@ def writing(place: Place, what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise Failure(
-            f"cannot write {what} of the request log {place.name()} ({error}); the log is as it was: "
-            "see to free space and permissions there, then try again"
+            f"cannot write {what} of the request log {place.name()} ({error}); the log has all of the change or "
+            "nothing of it: see to free space and permissions there, then try again, which is safe"
         ) from error
 
 
@@ -190,13 +191,16 @@ def stage(draft: Draft, table: Any) -> None:
     """Write rows (in the log's schema) as one part a UTC day; they become visible with publish."""
     table = table.sort_by([("timestamp", "ascending"), ("request_id", "ascending")])
     micros = table["timestamp"].cast(pa.int64()).to_numpy()
-    bounds = [*np.unique(micros // _DAY, return_index=True)[1], len(micros)]
+    bounds = [*np.unique(micros // _DAY, return_index=True)[1].tolist(), len(micros)]
+
+    def write(bounds: tuple[int, int]) -> Part:
+        start, end = bounds
+        first, last = (_EPOCH + timedelta(microseconds=int(micros[row])) for row in (start, end - 1))
+        path = _write_part(draft, first.date(), table.slice(start, end - start))
+        return Part(path=path, rows=end - start, first=first, last=last)
+
     with writing(draft.place, "a part"):
-        for start, end in pairwise(bounds):
-            first, last = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(micros[row]))
-                           for row in (start, end - 1))  # fmt: skip
-            relative = _write_part(draft, first.date(), table.slice(start, end - start))
-            draft.parts.append(Part(path=relative, rows=int(end - start), first=first, last=last))
+        draft.parts.extend(side_by_side(write, list(pairwise(bounds))))
 
 
 def _write_part(draft: Draft, day: date, table: Any) -> str:
@@ -205,8 +209,9 @@ def _write_part(draft: Draft, day: date, table: Any) -> str:
     path = draft.place.path(relative)
     draft.place.fs.makedirs(draft.place.path(folder), exist_ok=True)
     draft.paths.append(path)
-    with draft.place.fs.open(path, "wb") as handle:
-        pq.write_table(table, handle, compression="zstd", write_page_checksum=True)
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    draft.place.fs.pipe_file(path, buffer.getvalue().to_pybytes())
     return relative
 
 
@@ -222,12 +227,11 @@ def publish(draft: Draft, meta: dict[str, Kind], ids: set[str]) -> Commit:
             draft.place.fs.pipe_file(draft.place.path(f"_commits/{commit.name}.json"), data)
             return commit
         os.makedirs(draft.place.path("_commits"), exist_ok=True)
-        for path in draft.paths:
-            sync(path)
-        for folder in {os.path.dirname(path) for path in draft.paths}:
-            sync(folder)
+        side_by_side(sync, draft.paths)
+        side_by_side(sync, sorted({os.path.dirname(path) for path in draft.paths}))
         sync(draft.place.root)
-        sync(os.path.dirname(draft.place.root))
+        if not draft.base:
+            sync(os.path.dirname(draft.place.root))
         with _locked(draft.place.path("_commits/.lock")):
             _check_late(draft, ids)
             _rename_into_place(draft, data)

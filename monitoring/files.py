@@ -1,7 +1,7 @@
 """Writes a file so that readers see the old one or the new one, never half of it."""
 
 import os
-import tempfile
+import uuid
 from pathlib import Path
 
 from monitoring.errors import Failure
@@ -12,18 +12,17 @@ def write_atomically(path: Path, content: bytes) -> None:
 
     Raises Failure, with nothing changed, when it cannot be written.
     """
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with beside.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)
-        except BaseException:
-            os.unlink(beside)
-            raise
+        finally:
+            beside.unlink(missing_ok=True)  # there only when something above failed
     except OSError as error:
         raise Failure(
             f"cannot write {path}: {error.strerror}; free space or fix its permissions, and try again"

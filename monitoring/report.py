@@ -43,9 +43,7 @@ def write_html(
     before, now = _thin(sample, sample_rows), _thin(current, sample_rows)
     before, now = _drawable(columns, before, now)
     page = (
-        _evidently_page([c for c in columns if c.name in before], before, now)
-        if len(before.columns)
-        else _EMPTY_PAGE
+        _evidently_page([c for c in columns if c.name in before], before, now) if len(before.columns) else _EMPTY_PAGE
     )
     write_atomically(Path(path), _put_first(_section(report), page, report.window).encode())
 
@@ -65,9 +63,7 @@ def _drawable(
         if column.name not in sample or column.name not in current:
             continue
         if column.kind == "numeric":
-            pair = [
-                numbers(frame[column.name]).replace([np.inf, -np.inf], np.nan) for frame in (sample, current)
-            ]
+            pair = [numbers(frame[column.name]).replace([np.inf, -np.inf], np.nan) for frame in (sample, current)]
         else:
             kept = set(texts(sample[column.name]).dropna())
             pair = [_labels(texts(frame[column.name]), kept) for frame in (sample, current)]
@@ -96,10 +92,7 @@ def _evidently_page(columns: list[ColumnDrift], before: pd.DataFrame, now: pd.Da
         numerical_columns=[shown[c.name] for c in columns if c.kind == "numeric"],
         categorical_columns=[shown[c.name] for c in columns if c.kind == "categorical"],
     )
-    datasets = [
-        Dataset.from_pandas(frame.rename(columns=shown), data_definition=definition)
-        for frame in (now, before)
-    ]
+    datasets = [Dataset.from_pandas(frame.rename(columns=shown), data_definition=definition) for frame in (now, before)]
     with _registry:
         _register({shown[column.name]: column for column in columns})
         drawn = Report([ValueDrift(column=name, method=TEST_NAME) for name in shown.values()]).run(*datasets)
@@ -127,9 +120,7 @@ def _put_first(section: str, page: str, window: str) -> str:
     head, head_found, rest = page.partition("<head>")
     before, body_found, after = rest.partition("<body>")
     if not (head_found and body_found):
-        raise Failure(
-            "Evidently's page has no <head> or <body>: install the pinned version (constraints.txt)"
-        )
+        raise Failure("Evidently's page has no <head> or <body>: install the pinned version (constraints.txt)")
     title = f"<title>Drift {html.escape(window)}</title>"
     return f"{head}{head_found}{title}{before}{body_found}{section}{after}"
 

@@ -86,7 +86,7 @@ def kind_of(values: Sequence[object], typed: bool) -> Kind | None:
 
 def _is_number(value: object, typed: bool) -> bool:
     if isinstance(value, str):
-        return not typed and _NUMBER_TEXT.fullmatch(value) is not None
+        return not typed and _NUMBER_TEXT.fullmatch(value) is not None and math.isfinite(float(value))
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real | Decimal):
         return False
     return abs(int(value)) <= _EXACT if isinstance(value, Integral) else math.isfinite(value)
@@ -160,10 +160,11 @@ def _moment(value: object) -> datetime:
         value = Decimal(value)
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real | Decimal):
         raise ValueError(f"{type(value).__name__} is no time")
+    seconds: Any = value
     # Before 1973 these are never seconds: 0 is a missing time, 20160101 a date. Milliseconds are out of range above.
-    if value < 1e8:  # type: ignore[operator]
-        raise ValueError(f"{value} is no time in epoch seconds")
-    whole, rest = divmod(value, 1)  # type: ignore[operator]
+    if seconds < 1e8:
+        raise ValueError(f"{seconds} is no time in epoch seconds")
+    whole, rest = divmod(seconds, 1)
     return _EPOCH + timedelta(seconds=int(whole), microseconds=round(float(rest) * 1e6))
 
 

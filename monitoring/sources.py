@@ -176,7 +176,7 @@ def _csv_records(lines: TextIOWrapper, width: int) -> Iterator[tuple[int, list[s
                 raise csv.Error("the record is too long")
             yield item[1]
 
-    csv.field_size_limit(_RECORD_BYTES)
+    csv.field_size_limit(max(csv.field_size_limit(), _RECORD_BYTES))
     reader = csv.reader(feed(), strict=True)
     while True:
         taken.clear()

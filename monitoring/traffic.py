@@ -13,7 +13,6 @@ import hashlib
 import logging
 import sys
 import zlib
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -86,10 +85,10 @@ def read_window(log: str, window: Window) -> pd.DataFrame:
     """
     place = commits.locate(log)
     base = _existing(place)
-    kinds = known_kinds(base)
+    fields = rows.schema(known_kinds(base))
     parts = [part for commit in base for part in commit.parts if part.first < window.end and window.start <= part.last]
-    tables = commits.side_by_side(lambda part: _rows_of(place, part, window, kinds), parts)
-    table = pa.concat_tables([rows.schema(kinds).empty_table(), *tables])
+    tables = commits.side_by_side(lambda part: _rows_of(place, part, window, fields), parts)
+    table = pa.concat_tables([fields.empty_table(), *tables])
     frame: pd.DataFrame = table.to_pandas(types_mapper={pa.string(): pd.StringDtype()}.get)
     twice = frame["request_id"].duplicated(keep="first")
     if twice.any():
@@ -98,20 +97,16 @@ def read_window(log: str, window: Window) -> pd.DataFrame:
     return frame.sort_values(["timestamp", "request_id"], ignore_index=True)
 
 
-def _rows_of(place: commits.Place, part: commits.Part, window: Window, kinds: Mapping[str, Kind]) -> Any:
+def _rows_of(place: commits.Place, part: commits.Part, window: Window, fields: Any) -> Any:
     table = commits.read_part(place, part)
-    times = table["timestamp"]
-    inside = pc.and_(
-        pc.greater_equal(times, pa.scalar(window.start, rows.TIME)),
-        pc.less(times, pa.scalar(window.end, rows.TIME)),
-    )
-    fields = rows.schema(kinds)
-    filtered = table.filter(inside)
+    if part.first < window.start or window.end <= part.last:
+        times = table["timestamp"]
+        start, end = (pa.scalar(moment, rows.TIME) for moment in (window.start, window.end))
+        table = table.filter(pc.and_(pc.greater_equal(times, start), pc.less(times, end)))
     arrays = [
-        filtered[field.name].cast(field.type) if field.name in filtered.column_names
-        else pa.nulls(filtered.num_rows, field.type)
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
         for field in fields
-    ]  # fmt: skip
+    ]
     return pa.table(arrays, schema=fields)
 
 

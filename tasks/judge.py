@@ -40,7 +40,7 @@ def judge(run: Run, log: str, student: Path, settings: JudgingSettings, teaching
         slices, left_out = held_out_slices(run, log, settings, teaching)
         targets, cost = with_targets(slices, student, teaching)
         models = {"challenger": student} | ({"champion": Path(champion.checkpoint)} if champion else {})
-        scored = pd.concat([_scored(part, models, teaching) for part in targets], ignore_index=True)
+        scored = pd.concat([_scored(part, models, teaching) for part in targets if len(part)], ignore_index=True)
         scored.to_parquet(folder / "scores.parquet", index=False)
         verdict = _verdict(scored, slices, settings) if champion else None
         (folder / "verdict.json").write_text(verdict.model_dump_json(indent=1) if verdict else "null")
@@ -93,7 +93,7 @@ def held_out_slices(
 
 
 def with_targets(slices: list[HeldOut], student: Path, teaching: Teaching) -> tuple[list[pd.DataFrame], dict[str, int]]:
-    """Return each slice's rows with `target` (the label where it has arrived, else the teacher's answer) and the cost."""
+    """Return each slice's rows with `target` (its label, or the teacher's answer while there is none) and the cost."""
     rows = pd.concat([part.rows.assign(slice=part.name) for part in slices], ignore_index=True)
     unlabelled = rows["reference"].isna()
     rows["target"], rows["by_teacher"] = rows["reference"], unlabelled
@@ -134,16 +134,11 @@ def _scored(rows: pd.DataFrame, models: dict[str, Path], teaching: Teaching) -> 
 
 
 def _verdict(scored: pd.DataFrame, slices: list[HeldOut], settings: JudgingSettings) -> Verdict:
-    by_name = dict(list(scored.groupby("slice")))
-    pairs = {
-        part.name: Slice(
-            champion=by_name[part.name]["champion_exact_match"].to_numpy(),
-            challenger=by_name[part.name]["challenger_exact_match"].to_numpy(),
-            kind=part.kind,
-        )
-        for part in slices
-        if part.name in by_name
-    }
+    pairs = {}
+    for part in slices:  # one without rows stays in: it is inconclusive, and says so
+        own = scored[scored["slice"] == part.name]
+        champion, challenger = (own[f"{model}_exact_match"].to_numpy() for model in ("champion", "challenger"))
+        pairs[part.name] = Slice(champion=champion, challenger=challenger, kind=part.kind)
     return regression.judge(pairs, settings)
 
 

@@ -108,7 +108,7 @@ def _at_hand(registry: Registry, version: Version, cache: Path) -> Champion:
 def choose_window(
     asked: str | None, champion: Champion | None, log: str, window_days: float, reference: ReferenceSettings
 ) -> tuple[Window, str, str]:
-    """Return the window to look at, the window its profile is made from, and a notice when that is not what was asked."""
+    """Return the window to look at, the window of its profile, and a notice when that is not what was asked."""
     whole = traffic.span(log)
     if champion is not None:
         latest = Window(max(whole.start, whole.end - timedelta(days=window_days)), whole.end)
@@ -145,9 +145,9 @@ def _usable_models(student: StudentSettings, teacher: TeacherSettings, champion:
 
 
 def _check_port(packaging: PackagingSettings) -> None:
-    from deployments.bento.smoke import check_port
+    from deployments.bento.smoke import free_port
 
-    check_port(packaging.port)
+    free_port(packaging.port)
 
 
 def _run_of(request: Request, runs: Path, frame: pd.DataFrame, *, again: bool) -> Run:

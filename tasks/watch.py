@@ -14,10 +14,10 @@ from distill import scoring
 from distill.settings import StudentSettings, TeacherSettings
 from monitoring import policy, report, traffic
 from monitoring.drift import DriftReport, compare
+from monitoring.errors import InputError
 from monitoring.features import features
 from monitoring.policy import Decision
 from monitoring.profile import ReferenceProfile, load_sample
-from monitoring.errors import InputError
 from monitoring.settings import DriftSettings, ReferenceSettings, TrafficSettings
 from tasks import progress
 from tasks.plan import WINDOW_FILE, choose_window, current_champion, rows_of

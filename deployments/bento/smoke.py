@@ -123,7 +123,7 @@ def serve(bento: Bento, *, port: int = 0, timeout: float = 180.0) -> Iterator[Se
 
     Raises InputError when the port is taken and Failure when the server is not ready after `timeout` seconds.
     """
-    port = _free_port(port)
+    port = free_port(port)
     with TemporaryDirectory(prefix="bento-serve-") as folder:
         log = Path(folder) / "server.log"
         environment = {
@@ -186,7 +186,7 @@ def _last_lines(log: Path, count: int = 20) -> str:
     return "the server's last lines:\n" + "\n".join(told[-count:])
 
 
-def _free_port(port: int) -> int:
+def free_port(port: int) -> int:
     """Return `port`, or a free one for 0; InputError when it cannot be listened on."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -69,7 +69,9 @@ def norms(output: Path) -> list[float]:
 
 def trained(request: Path, processes: int = 1) -> Path:
     seen: list[int] = []
-    train_in_processes(request, processes, on_line=lambda line: None, on_step=lambda record: seen.append(record["step"]))
+    train_in_processes(
+        request, processes, on_line=lambda line: None, on_step=lambda record: seen.append(record["step"])
+    )
     assert seen[-1] == STEPS
     return request.parent
 

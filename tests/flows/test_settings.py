@@ -74,7 +74,7 @@ def test_a_mistake_on_the_command_line_names_the_nearest_option() -> None:
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(SettingsError, match="nowhere.toml"):
+    with pytest.raises(SettingsError, match=r"nowhere\.toml"):
         load("nowhere.toml")
 
 

@@ -1,8 +1,23 @@
-"""A language model so small that a test can make one: random weights, a real tokenizer and chat template."""
+"""What all tests share: a language model small enough to be made, the arXiv titles, a Prefect home of their own."""
 
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# Before Prefect is imported: runs of the tests go neither to the user's server nor into the user's database.
+_HOME = tempfile.mkdtemp(prefix="redistill-tests-")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+os.environ["PREFECT_HOME"] = _HOME
+os.environ.pop("PREFECT_API_URL", None)
+import flows.environment  # noqa: E402, F401
+
+for _name in [name for name in os.environ if name.startswith("REDISTILL_") and name != "REDISTILL_ARXIV"]:
+    del os.environ[_name]
 
 SENTENCES = [
     "The printer on the second floor does not print any more",
@@ -68,3 +83,19 @@ def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with another tokenizer and other weights."""
     sentences = ["quantum lattices and graph neural networks", "fast approximate matrix sketching"]
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "other", seed=1, sentences=sentences)
+
+
+@pytest.fixture(scope="session")
+def checkpoint_maker() -> Callable[..., Path]:
+    """Return make_checkpoint(folder, seed=0, sentences=SENTENCES) -> folder."""
+    return make_checkpoint
+
+
+@pytest.fixture(scope="session")
+def arxiv_titles() -> Path:
+    """Return the file of real, dated titles, or skip."""
+    root = Path(__file__).resolve().parents[1]
+    path = Path(os.environ.get("REDISTILL_ARXIV", root.parent / "shared" / "data" / "arxiv_titles_2008_2016.csv.gz"))
+    if not path.is_file():
+        pytest.skip(f"the arXiv titles are not at {path}: set REDISTILL_ARXIV")
+    return path

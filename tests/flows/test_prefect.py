@@ -1,0 +1,201 @@
+"""A real Prefect server and a real process worker: a drift becomes a new champion with no hand."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from flows import events
+
+pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(1500)]
+
+ROOT = Path(__file__).resolve().parents[2]
+PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
+QUIET, DRIFTED = "2025-04-11..2025-04-18", "2025-05-12..2025-05-19"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A Prefect server with the deployments of this repository and a worker that runs them."""
+
+    url: str
+    environment: dict[str, str]
+    workspace: Any
+
+    def monitor(self, window: str) -> dict[str, Any]:
+        command = self.workspace.command("--window", window, "--json", flow="monitor")
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True)
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    def post(self, path: str, **body: Any) -> Any:
+        answer = httpx.post(f"{self.url}{path}", json=body, timeout=30)
+        answer.raise_for_status()
+        return answer.json()
+
+    def runs(self, flow: str) -> list[dict[str, Any]]:
+        found = self.post("/flow_runs/filter", flows={"name": {"any_": [flow]}}, sort="EXPECTED_START_TIME_ASC")
+        return [run for run in found if run["deployment_id"] is not None]
+
+    def drift_events(self) -> int:
+        found = self.post("/events/filter", filter={"event": {"name": [events.DRIFT_DETECTED]}}, limit=50)
+        return int(found["total"])
+
+    def artifacts(self) -> dict[str, str]:
+        return {str(row["key"]): str(row["type"]) for row in self.post("/artifacts/filter", limit=200) if row["key"]}
+
+    def logs(self, run: dict[str, Any]) -> str:
+        rows = self.post("/logs/filter", logs={"flow_run_id": {"any_": [run["id"]]}}, limit=200, sort="TIMESTAMP_ASC")
+        return "\n".join(row["message"] for row in rows)
+
+
+def wait_for(what: str, condition: Callable[[], Any], seconds: float = 300) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
+        time.sleep(0.25)
+    return found
+
+
+@contextlib.contextmanager
+def started(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, env=environment, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def workspace(make_workspace: Any, helpdesk_rows: Any) -> Any:
+    """A champion of April; then a quiet week, and one in which a product was launched."""
+    from flows.retrain import retrain
+    from monitoring import traffic
+
+    made = make_workspace(judging={"margin": 0.5, "alpha": 0.4})
+    traffic.append(str(made.folder / "traffic"), helpdesk_rows(DRIFTED))
+    assert retrain(str(made.config))["outcome"] == "promoted"
+    return made
+
+
+@pytest.fixture(scope="module")
+def server(workspace: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    logs = tmp_path_factory.mktemp("prefect")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    environment = {**os.environ, "PREFECT_API_URL": url, "REDISTILL_CONFIG": str(workspace.config)}
+    serve = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with started(serve, {**environment, "PREFECT_API_URL": ""}, logs / "server.log"):
+        wait_for("the Prefect server", lambda: _answers(f"{url}/health"), 240)
+        for command in (
+            ["work-pool", "create", "redistill", "--type", "process"],
+            ["deploy", "--all", "--prefect-file", "deployments/prefect.yaml"],
+        ):
+            done = subprocess.run(
+                [*PREFECT, *command], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+        for command in (["deployment", "schedule", "ls", "monitor/monitor"],):
+            subprocess.run([*PREFECT, *command], env=environment, cwd=ROOT, check=True, capture_output=True)
+        with started([*PREFECT, "worker", "start", "--pool", "redistill"], environment, logs / "worker.log"):
+            yield Server(url, environment, workspace)
+
+
+def _answers(url: str) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(url, timeout=5).status_code == 200
+    return False
+
+
+def champion(workspace: Any) -> str:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{workspace.folder / 'mlflow.db'}")
+    return str(client.get_model_version_by_alias("helpdesk", "champion").version)
+
+
+def test_a_quiet_window_leads_to_no_run(server: Server) -> None:
+    seen = server.monitor(QUIET)
+    assert seen["trigger"] is False
+    assert server.drift_events() == 0
+    assert server.runs("retrain") == []
+
+
+def test_a_drift_reported_three_times_leads_to_one_retrain_and_a_new_champion(server: Server) -> None:
+    before = champion(server.workspace)
+    reports = [server.monitor(DRIFTED) for _ in range(3)]
+    assert all(report["trigger"] for report in reports)
+    assert all(report["retrain"] == "left to the automation" for report in reports)
+    wait_for("three drift events", lambda: server.drift_events() == 3)
+
+    def ended() -> list[dict[str, Any]]:
+        runs = server.runs("retrain")
+        failed = [run for run in runs if run["state"]["type"] in ("FAILED", "CRASHED", "CANCELLED")]
+        assert not failed, server.logs(failed[0])
+        return runs if len(runs) == 3 and all(run["state"]["type"] == "COMPLETED" for run in runs) else []
+
+    runs = wait_for("the retrain runs", ended, 900)
+    assert {run["parameters"]["window"] for run in runs} == {DRIFTED}
+    drifted = [path for path in (server.workspace.folder / "runs").iterdir() if _window(path) == DRIFTED]
+    assert len(drifted) == 1, "the same drift was trained more than once"
+    assert champion(server.workspace) != before
+    answered_before = [run for run in runs if "has been answered before" in server.logs(run)]
+    assert len(answered_before) == 2
+
+    shown = server.artifacts()
+    assert shown["drift"] == shown["verdict"] == "table"
+    assert shown["drift-report"] == "markdown"
+    assert shown["bento"] == "markdown"
+    assert shown["training"] == "progress"
+
+
+def _window(run: Path) -> str:
+    return str(json.loads((run / "request.json").read_text())["window"])
+
+
+def training_processes() -> list[psutil.Process]:
+    return processes("distill.worker")
+
+
+def processes(words: str) -> list[psutil.Process]:
+    return [found for found in psutil.process_iter(["cmdline"]) if words in " ".join(found.info["cmdline"] or [])]
+
+
+@pytest.mark.parametrize("how", ["cancel", "kill"])
+def test_a_cancelled_or_killed_run_leaves_no_training_process(server: Server, how: str) -> None:
+    parameters = {"window": DRIFTED, "force": True, "again": True, "overrides": {"training": {"epochs": 400.0}}}
+    (deployment,) = server.post("/deployments/filter", deployments={"name": {"any_": ["retrain"]}})
+    run = server.post(
+        f"/deployments/{deployment['id']}/create_flow_run", parameters=parameters, state={"type": "SCHEDULED"}
+    )
+    wait_for("the training", training_processes, 300)
+    if how == "cancel":
+        subprocess.run(
+            [*PREFECT, "flow-run", "cancel", run["id"]], env=server.environment, check=True, capture_output=True
+        )
+    else:
+        for process in processes("flows.retrain"):
+            process.kill()
+    wait_for("the end of the training processes", lambda: not training_processes(), 120)

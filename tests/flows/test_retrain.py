@@ -1,0 +1,137 @@
+"""The loop end to end on a small workspace: what comes out, where it lies, and that a request is answered once."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from flows.retrain import retrain
+
+pytestmark = [pytest.mark.slow, pytest.mark.integration]
+
+REFERENCE, LATER = "2025-04-01..2025-04-11", "2025-04-11..2025-04-18"
+STAGES = ["watch", "signals", "train", "judge", "register", "bento", "profile", "promote"]
+
+
+def files_below(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_without_a_champion_the_first_is_made_from_the_reference_window(with_champion: Any) -> None:
+    workspace, ended = with_champion
+    assert ended["outcome"] == "promoted"
+    assert ended["window"] == REFERENCE
+    assert ended["champion"] == ended["challenger"] == "1"
+    assert list(ended["seconds"]) == STAGES
+    assert ended["signals"]["bought_tokens"] > 0
+    run = workspace.folder / "runs" / ended["retrain_id"]
+    for stage in STAGES:
+        manifest = json.loads((run / stage / "manifest.json").read_text())
+        assert {"inputs", "settings", "code_revision", "start", "end", "seconds", "peak_memory_mb"} <= set(manifest)
+    assert not list(run.glob("*.partial"))
+
+
+def test_no_held_out_row_is_learned(with_champion: Any) -> None:
+    from monitoring import traffic
+
+    workspace, ended = with_champion
+    rows = pd.read_parquet(workspace.folder / "runs" / ended["retrain_id"] / "signals" / "rows.parquet")
+    assert len(rows) > 100
+    assert (traffic.row_hash(rows["request_id"]) < 60).all()
+
+
+def test_mlflow_holds_settings_losses_load_window_and_revision(with_champion: Any) -> None:
+    from mlflow import MlflowClient
+
+    workspace, ended = with_champion
+    client = MlflowClient(f"sqlite:///{workspace.folder / 'mlflow.db'}")
+    version = client.get_model_version_by_alias("helpdesk", "champion")
+    run = client.get_run(version.run_id)
+    assert run.data.params["training.first_epochs"] == "1.0"
+    assert run.data.params["window_rows"] == str(
+        len(pd.read_parquet(workspace.folder / "runs" / ended["retrain_id"] / "window.parquet"))
+    )
+    steps = client.get_metric_history(version.run_id, "train/loss")
+    assert [metric.step for metric in steps] == list(range(1, len(steps) + 1))
+    assert len(steps) > 5
+    assert client.get_metric_history(version.run_id, "system/cpu_utilization_percentage")
+    assert {"sha256", "window_digest", "verdict", "teacher", "code_revision", "retrain_id"} <= set(version.tags)
+    assert version.tags["retrain_id"] == ended["retrain_id"]
+
+
+def test_prompts_reach_neither_bento_nor_mlflow_nor_result(with_champion: Any) -> None:
+    workspace, ended = with_champion
+    prompts = [prompt.encode() for prompt in workspace.prompts() if len(prompt) > 40][:200]
+    assert len(prompts) == 200
+    places = [*files_below(workspace.folder / "bentoml"), *files_below(workspace.folder / "mlartifacts")]
+    places += [workspace.folder / "mlflow.db", workspace.folder / "runs" / ended["retrain_id"] / "result.json"]
+    assert len(places) > 10
+    for path in places:
+        text = path.read_bytes()
+        assert not any(prompt in text for prompt in prompts), path
+
+
+def test_the_same_request_is_answered_without_work(with_champion: Any) -> None:
+    workspace, ended = with_champion
+    first = workspace.folder / "runs" / ended["retrain_id"]
+    times = {path: path.stat().st_mtime_ns for path in files_below(first)}
+    held = retrain(str(workspace.config), LATER)
+    assert held["outcome"] == "held"
+    assert held["drift"]["rows"] > 100
+    assert retrain(str(workspace.config), LATER) == held
+    assert {path: path.stat().st_mtime_ns for path in files_below(first)} == times
+
+
+def test_a_run_killed_after_its_promotion_is_completed_and_trains_no_second_time(make_workspace: Any) -> None:
+    workspace = make_workspace()
+    ended = retrain(str(workspace.config))
+    (workspace.folder / "runs" / ended["retrain_id"] / "result.json").unlink()  # as a kill leaves it
+    assert retrain(str(workspace.config)) == ended
+    assert [path.name for path in (workspace.folder / "runs").iterdir()] == [ended["retrain_id"]]
+
+    forced = retrain(str(workspace.config), LATER, force=True)
+    assert forced["outcome"] in ("promoted", "held", "rejected")
+    assert forced["challenger"] == "2"
+    assert forced["verdict"]["exact_match"].keys() == {f"fresh {LATER}", f"old {REFERENCE}"}
+    again = retrain(str(workspace.config), LATER, force=True, again=True)
+    assert again["retrain_id"] == f"{forced['retrain_id']}-2"
+    assert again["signals"]["bought_tokens"] == 0
+    assert again["signals"]["reused_tokens"] > 0
+
+
+def test_the_command_ends_with_a_table_and_one_json_object(with_champion: Any) -> None:
+    workspace, _ = with_champion
+    done = subprocess.run(
+        workspace.command("--window", LATER, "--json"), capture_output=True, text=True, check=True, cwd=workspace.folder
+    )
+    *table, last = done.stdout.splitlines()
+    ended = json.loads(last)
+    assert ended["outcome"] == "held"
+    expected = {"outcome", "retrain_id", "champion", "challenger", "drift", "verdict", "signals", "bento", "seconds"}
+    assert expected <= set(ended)
+    assert "HELD" in done.stdout
+    assert any("report.html" in line for line in table)
+    assert Path(ended["report"]).read_text().startswith("<")
+
+
+def test_the_monitor_says_quiet_and_starts_nothing(with_champion: Any) -> None:
+    workspace, _ = with_champion
+    runs = sorted(path.name for path in (workspace.folder / "runs").iterdir())
+    done = subprocess.run(
+        workspace.command("--window", LATER, "--json", flow="monitor"), capture_output=True, text=True, check=True
+    )
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["trigger"] is False
+    assert seen["retrain"] is None
+    assert Path(seen["report"]).is_file()
+    assert sorted(path.name for path in (workspace.folder / "runs").iterdir()) == runs
+
+
+def test_a_rollback_without_a_previous_champion_says_so(with_champion: Any) -> None:
+    workspace, _ = with_champion
+    done = subprocess.run(workspace.command(flow="rollback"), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "previous" in done.stderr.splitlines()[-1]

@@ -1,0 +1,158 @@
+"""The HTML page: our table first, Evidently's pictures of the same verdicts, nothing fetched from elsewhere."""
+
+import re
+import socket
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from monitoring.drift import DriftReport, compare
+from monitoring.errors import Failure
+from monitoring.profile import ReferenceProfile
+from monitoring.report import write_html
+from monitoring.settings import DriftSettings
+
+ATTACK = "</script><script>alert(1)</script>"
+
+
+def frame(rows: int, shift: float = 0.0) -> pd.DataFrame:
+    rng = np.random.default_rng(rows)
+    return pd.DataFrame(
+        {
+            "prompt_chars": rng.normal(100, 20, rows) + shift,
+            "constant": 1.0,
+            "latency_ms": np.nan,
+            "mean_logprob": np.where(rng.random(rows) < 0.5, np.inf, rng.normal(size=rows)),
+            "response": rng.choice(["billing", "delivery", ATTACK], rows),
+            "meta_<b>": rng.choice(["a", "b"], rows),
+        }
+    )
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Every attempt to connect, each of which fails."""
+    attempts: list[object] = []
+
+    def refuse(self: socket.socket, address: object) -> None:
+        attempts.append(address)
+        raise OSError("the network is off")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    return attempts
+
+
+def page_of(path: Path, reference: pd.DataFrame, current: pd.DataFrame) -> tuple[str, DriftReport]:
+    settings = DriftSettings()
+    profile = ReferenceProfile.build(
+        reference, window="2012..2014", model_version="3", max_categories=50, sample_rows=500, seed=0
+    )
+    profile.save(path / "profile")
+    report = compare(profile, current, "2016-01-01..2017-01-01", settings)
+    sample = pd.read_parquet(path / "profile" / "sample.parquet")
+    write_html(sample, current, report, path / "drift.html")
+    return (path / "drift.html").read_text(encoding="utf-8"), report
+
+
+class Loaded(HTMLParser):
+    """What a browser would load for the page, the text of its body, and the number of its scripts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.scripts = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.scripts += tag == "script"
+        self.sources += [value or "" for name, value in attrs if name == "src" or (tag == "link" and name == "href")]
+
+
+def test_the_page_opens_offline_and_begins_with_our_table(tmp_path: Path, offline: list[object]) -> None:
+    page, report = page_of(tmp_path, frame(800), frame(600, shift=20))
+    loaded = Loaded()
+    loaded.feed(page)
+    assert loaded.sources == []
+    assert offline == []
+    assert re.findall(r"url\((?!data:)|@import", page.partition("<body>")[0]) == []
+    body = page.partition("<body>")[2]
+    assert body.startswith('<section id="redistill">')
+    section = body.partition("</section>")[0]
+    assert "2016-01-01..2017-01-01: drift in prompt_chars" in section
+    for column in report.columns:
+        assert column.why.replace(">", "&gt;").replace("<", "&lt;") in section
+    for finding in report.findings:
+        assert finding.replace("<", "&lt;").replace(">", "&gt;") in section
+
+
+def test_evidently_shows_our_numbers_and_our_verdict(tmp_path: Path) -> None:
+    page, report = page_of(tmp_path, frame(800), frame(600, shift=20))
+    drawn = {
+        name: (verdict, float(score))
+        for name, verdict, score in re.findall(
+            r'"Drift in column \'([^"]+)\'", "label": "Data drift (detected|not detected)\. '
+            r'Drift detection method: redistill, see the table\. Drift score: ([\d.e-]+)"',
+            page,
+        )
+    }
+    compared = [column for column in report.columns if column.psi is not None]
+    assert {name.replace("\\u2039", "<") for name in drawn} == {column.name for column in compared}
+    assert "latency_ms" not in drawn
+    for column in compared:
+        verdict, score = drawn[column.name.replace("<", "\\u2039")]
+        assert verdict == ("detected" if column.drifted else "not detected")
+        assert score == pytest.approx(column.psi, abs=6e-4)
+
+
+def test_a_category_cannot_add_a_script(tmp_path: Path) -> None:
+    page, _ = page_of(tmp_path, frame(800), frame(600))
+    assert "alert(1)" in page
+    assert ATTACK not in page
+    assert "<b>" not in page.partition("<body>")[2].partition("</section>")[0]
+
+
+@pytest.mark.parametrize("rows", [0, 5])
+def test_a_window_with_nothing_to_draw_still_has_its_table(tmp_path: Path, rows: int) -> None:
+    page, report = page_of(tmp_path, frame(800), frame(600).iloc[:rows])
+    assert not report.drifted
+    assert "<h2>Findings</h2>" in page
+    assert "drawDashboard" not in page
+
+
+def test_large_frames_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    monkeypatch.setattr(
+        "monitoring.report._evidently_page",
+        lambda columns, before, now: drawn.extend([len(before), len(now)]) or "<head></head><body></body>",
+    )
+    page_of(tmp_path, frame(800), frame(30_000))
+    assert drawn == [500, 2000]
+
+
+def test_evidently_is_not_imported_until_a_page_is_drawn() -> None:
+    code = (
+        "import sys, monitoring.report, monitoring.policy; print({'evidently', 'torch', 'prefect'} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_a_page_that_cannot_be_written_is_a_clear_failure(tmp_path: Path) -> None:
+    (tmp_path / "drift.html").write_text("a file")
+    report = DriftReport(
+        window="w",
+        rows=0,
+        reference_window="r",
+        reference_rows=1,
+        model_version="1",
+        columns=[],
+        findings=[],
+        drifted=False,
+        drifted_columns=[],
+        max_psi=None,
+    )
+    with pytest.raises(Failure, match=r"cannot write .*drift.html/page.html: "):
+        write_html(pd.DataFrame(), pd.DataFrame(), report, tmp_path / "drift.html" / "page.html")
