@@ -21,7 +21,7 @@ WORKSPACE = "redistill-demo"
 KEPT, MARKER = "kept", "made_from.json"
 STATE = ("mlflow.db", "mlartifacts", "runs", "bentoml", "signals")  # what a retrain changes in a workspace
 
-Retrain = Callable[[str, str | None], dict[str, Any]]  # (config, window) -> how it ended
+Retrain = Callable[[str, str], dict[str, Any]]  # (config, window) -> how it ended
 
 
 def main(retrain: Retrain, show: Callable[[dict[str, Any]], None], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,13 +36,15 @@ def main(retrain: Retrain, show: Callable[[dict[str, Any]], None], overrides: Ma
         config = str(helpdesk.prepare(workspace, progress))
     made_from = {"workspace": str(workspace), "overrides": dict(overrides)}
     if not restore(workspace, made_from):
+        if (workspace / KEPT).exists():  # a champion of other settings: begin anew
+            _remove(workspace)
         print("making the first champion, once")
-        retrain(config, None)
+        retrain(config, helpdesk.REFERENCE_WINDOW)  # the window is named so that an interrupted one is gone on with
         keep(workspace, made_from)
     print(f"\n1. A quiet window, {helpdesk.QUIET_WINDOW}, before the product launch")
-    show(retrain(config, str(helpdesk.QUIET_WINDOW)))
+    show(retrain(config, helpdesk.QUIET_WINDOW))
     print(f"\n2. The window after the launch, {helpdesk.DRIFTED_WINDOW}")
-    ended = retrain(config, str(helpdesk.DRIFTED_WINDOW))
+    ended = retrain(config, helpdesk.DRIFTED_WINDOW)
     show(ended)
     print(
         f"\nEverything lies in {workspace}: the request log in traffic/, teacher signals in signals/, every retrain "
@@ -73,10 +75,14 @@ def keep(workspace: Path, made_from: Mapping[str, Any]) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
+    _remove(target)
     for name in STATE:
-        old = target / name
-        shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         if (source / name).is_dir():
-            shutil.copytree(source / name, old, symlinks=True)
+            shutil.copytree(source / name, target / name, symlinks=True)
         elif (source / name).is_file():
-            shutil.copy2(source / name, old)
+            shutil.copy2(source / name, target / name)
+
+
+def _remove(workspace: Path) -> None:
+    for path in (workspace / name for name in STATE):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

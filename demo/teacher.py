@@ -151,7 +151,7 @@ def _collate(
         ids[at, : len(rows[row])] = rows[row]
         is_prompt[at, 1 : starts[row]] = 1  # a row's first token is given, not predicted
         is_answer[at, starts[row] : len(rows[row])] = 1
-    weights = is_answer / len(batch) + PROMPT_WEIGHT * is_prompt / max(1.0, is_prompt.sum())
+    weights = (is_answer + PROMPT_WEIGHT * is_prompt) / is_answer.sum()
     return torch.from_numpy(ids), torch.from_numpy(weights[:, 1:])
 
 

@@ -117,7 +117,7 @@ def choose_window(
     window = Window.parse(reference.window or asked or str(whole))
     profile = Window.parse(reference.profile) if reference.profile else window
     notice = ""
-    if asked and reference.window:
+    if asked and reference.window and Window.parse(asked) != window:
         notice = (
             f"there is no champion yet: the first one is made from reference.window {reference.window}; "
             f"the window {asked} was not looked at, give the same command again for it"

@@ -1,8 +1,11 @@
 """What all tests share: a language model small enough to be made, the arXiv titles, a Prefect home of their own."""
 
 import atexit
+import logging
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +17,7 @@ _HOME = tempfile.mkdtemp(prefix="redistill-tests-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 os.environ["PREFECT_HOME"] = _HOME
 os.environ.pop("PREFECT_API_URL", None)
+logging.raiseExceptions = False  # Prefect's temporary server is stopped, and says so, when pytest's stderr is closed
 import flows.environment  # noqa: E402, F401
 
 for _name in [name for name in os.environ if name.startswith("REDISTILL_") and name != "REDISTILL_ARXIV"]:
@@ -99,3 +103,12 @@ def arxiv_titles() -> Path:
     if not path.is_file():
         pytest.skip(f"the arXiv titles are not at {path}: set REDISTILL_ARXIV")
     return path
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder in which `python -m flows.retrain --json` was run once; its output lies in demo.txt."""
+    folder = tmp_path_factory.mktemp("demo")
+    with (folder / "demo.txt").open("w") as output:
+        subprocess.run([sys.executable, "-m", "flows.retrain", "--json"], cwd=folder, stdout=output, check=True)
+    return folder

@@ -17,13 +17,22 @@ import httpx
 import psutil
 import pytest
 
+from demo import helpdesk, loop
 from flows import events
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(1500)]
 
 ROOT = Path(__file__).resolve().parents[2]
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
-QUIET, DRIFTED = "2025-04-11..2025-04-18", "2025-05-12..2025-05-19"
+QUIET, DRIFTED = helpdesk.QUIET_WINDOW, helpdesk.DRIFTED_WINDOW
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A workspace and its settings file."""
+
+    folder: Path
+    config: Path
 
 
 @dataclass(frozen=True)
@@ -32,10 +41,11 @@ class Server:
 
     url: str
     environment: dict[str, str]
-    workspace: Any
+    workspace: Workspace
 
     def monitor(self, window: str) -> dict[str, Any]:
-        command = self.workspace.command("--window", window, "--json", flow="monitor")
+        command = [sys.executable, "-m", "flows.monitor", "--config", str(self.workspace.config), "--window", window]
+        command.append("--json")
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True)
         return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -87,19 +97,15 @@ def started(command: list[str], environment: dict[str, str], log: Path) -> Itera
 
 
 @pytest.fixture(scope="module")
-def workspace(make_workspace: Any, helpdesk_rows: Any) -> Any:
-    """A champion of April; then a quiet week, and one in which a product was launched."""
-    from flows.retrain import retrain
-    from monitoring import traffic
-
-    made = make_workspace(judging={"margin": 0.5, "alpha": 0.4})
-    traffic.append(str(made.folder / "traffic"), helpdesk_rows(DRIFTED))
-    assert retrain(str(made.config))["outcome"] == "promoted"
-    return made
+def workspace(demo_folder: Path) -> Workspace:
+    """The demo's workspace, as it was when its first champion had just been made."""
+    folder = demo_folder / loop.WORKSPACE
+    assert loop.restore(folder, {"workspace": str(folder), "overrides": {}})
+    return Workspace(folder, folder / "redistill.toml")
 
 
 @pytest.fixture(scope="module")
-def server(workspace: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     logs = tmp_path_factory.mktemp("prefect")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -117,8 +123,6 @@ def server(workspace: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 [*PREFECT, *command], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
             )
             assert done.returncode == 0, done.stdout + done.stderr
-        for command in (["deployment", "schedule", "ls", "monitor/monitor"],):
-            subprocess.run([*PREFECT, *command], env=environment, cwd=ROOT, check=True, capture_output=True)
         with started([*PREFECT, "worker", "start", "--pool", "redistill"], environment, logs / "worker.log"):
             yield Server(url, environment, workspace)
 
@@ -129,7 +133,7 @@ def _answers(url: str) -> bool:
     return False
 
 
-def champion(workspace: Any) -> str:
+def champion(workspace: Workspace) -> str:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{workspace.folder / 'mlflow.db'}")

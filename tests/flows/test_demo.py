@@ -1,0 +1,62 @@
+"""The embedded default: `python -m flows.retrain` without a config."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo import loop
+
+pytestmark = [pytest.mark.slow, pytest.mark.integration]
+
+
+@pytest.fixture(scope="module")
+def printed(demo_folder: Path) -> str:
+    return (demo_folder / "demo.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def ended(printed: str) -> dict[str, Any]:
+    return dict(json.loads(printed.splitlines()[-1]))
+
+
+def test_a_quiet_window_is_held_and_then_a_drifted_one_promoted(printed: str) -> None:
+    assert re.findall(r"^(HELD|PROMOTED|REJECTED) ", printed, re.MULTILINE) == ["HELD", "PROMOTED"]
+
+
+def test_the_json_is_of_the_last_retrain(ended: dict[str, Any]) -> None:
+    assert ended["outcome"] == "promoted"
+    assert ended["champion"] == ended["challenger"] == "2"
+    assert ended["verdict"]["outcome"] == "pass"
+    assert ended["drift"]["drifted_columns"]
+    assert ended["signals"]["bought_tokens"] > 0
+    assert ended["signals"]["reused_tokens"] > 0  # the replay's
+    assert ended["bento"].startswith("helpdesk:2-")
+
+
+def test_the_new_student_is_better_on_the_new_traffic_and_not_worse_on_the_old(ended: dict[str, Any]) -> None:
+    fresh, old = ended["verdict"]["checks"]
+    assert fresh["lower"] > 0.05
+    assert old["lower"] > -0.02
+
+
+def test_it_says_where_everything_lies(printed: str, ended: dict[str, Any], demo_folder: Path) -> None:
+    assert str(demo_folder / loop.WORKSPACE) in printed
+    assert Path(ended["report"]).is_file()
+    for place in ended["places"].values():
+        assert Path(place.removeprefix("sqlite:///")).exists(), place
+
+
+def test_no_process_of_it_used_more_than_its_memory_budget(demo_folder: Path) -> None:
+    manifests = [json.loads(path.read_text()) for path in (demo_folder / loop.WORKSPACE).glob("runs/*/*/manifest.json")]
+    assert len(manifests) > 8
+    assert max(manifest["peak_memory_mb"] for manifest in manifests) < 2560
+
+
+def test_teacher_and_champion_are_kept_for_the_next_run(demo_folder: Path) -> None:
+    folder = demo_folder / loop.WORKSPACE
+    assert (folder / "teacher" / "model.safetensors").is_file()
+    assert not loop.restore(folder, {"workspace": str(folder), "overrides": {"training": {"epochs": 9}}})
+    assert (folder / loop.KEPT / "mlflow.db").is_file()
