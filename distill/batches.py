@@ -43,15 +43,38 @@ def step_count(rows: int, epochs: float, batch_size: int) -> int:
     return max(1, math.ceil(rows * epochs / batch_size))
 
 
-def rows_of_step(rows: int, batch_size: int, seed: int, step: int) -> list[int]:
-    """Return the row numbers of one global batch; each pass over the rows has a permutation of its own."""
-    first = step * batch_size
-    return [int(_permutation(rows, seed, at // rows)[at % rows]) for at in range(first, first + batch_size)]
+class Order:
+    """Which rows a step takes; a pure function of (lengths, batch_size, seed, step).
 
+    Each pass over the rows has a permutation of its own. Within POOL batches of it, rows of about the same length go
+    together, so that little of a batch is padding, and the batches come in random order.
+    """
 
-@lru_cache(maxsize=4)
-def _permutation(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.default_rng((seed, epoch)).permutation(rows)
+    POOL = 16  # batches
+
+    def __init__(self, lengths: NDArray[np.int64], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self._pass = lru_cache(maxsize=2)(self._shuffled)
+
+    def rows(self, step: int) -> list[int]:
+        """Return the row numbers of one global batch; the last one of a pass is filled up from the next pass."""
+        rows, first = len(self.lengths), step * self.batch_size
+        return [int(self._pass(at // rows)[at % rows]) for at in range(first, first + self.batch_size)]
+
+    def _shuffled(self, number: int) -> NDArray[np.int64]:
+        random = np.random.default_rng((self.seed, number))
+        order = random.permutation(len(self.lengths))
+        pools = np.split(order, range(self.POOL * self.batch_size, len(order), self.POOL * self.batch_size))
+        return np.concatenate([self._grouped(pool, random) for pool in pools])
+
+    def _grouped(self, pool: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
+        blurred = self.lengths[pool] * random.uniform(
+            0.8, 1.25, len(pool)
+        )  # else small data has the same batches always
+        by_length = pool[np.argsort(blurred, kind="stable")]
+        batches = np.split(by_length, range(self.batch_size, len(by_length), self.batch_size))
+        whole = len(pool) // self.batch_size  # the rest stays last, or all batches after it would be out of step
+        return np.concatenate([*(batches[at] for at in random.permutation(whole)), *batches[whole:]])
 
 
 def collate(mixture: Mixture, signals: SignalStore, rows: list[int], pad: int) -> Batch:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
@@ -95,9 +96,10 @@ def train(request: TrainRequest) -> None:
     rows, signals = mixture.load(Path(request.mixture)), SignalStore(Path(request.signals))
     model, pad = _sharded(request.start, device, world)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=request.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
+        model.parameters(), lr=request.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
     )
     steps = batches.step_count(len(rows), request.epochs, settings.batch_size)
+    order = batches.Order(np.diff(rows.offsets), settings.batch_size, settings.seed)
     state = TrainState(model, optimizer)
     checkpoints = output / "checkpoints"
     if checkpoint.restore(checkpoints, {"train": state}) and rank == 0:
@@ -106,7 +108,7 @@ def train(request: TrainRequest) -> None:
     # ---------------------------------------------------------------------------------------------------------------
     while state.step < steps:
         began = time.perf_counter()
-        chosen = batches.rows_of_step(len(rows), settings.batch_size, settings.seed, state.step)
+        chosen = order.rows(state.step)
         mine = [
             batches.collate(rows, signals, part, pad) for part in _split(chosen[rank::world], settings.micro_batch_size)
         ]

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.batches import IGNORED, collate, rows_of_step, step_count
+from distill.batches import IGNORED, Order, collate, step_count
 from distill.mixture import Mixture, draw, load, replay_count, save
 from distill.signals import SignalStore, key
 from distill.teachers.protocol import Signal
+
+LENGTHS = np.random.default_rng(0).integers(1, 50, 100)
 
 
 def signal(answer: list[int], k: int = 2) -> Signal:
@@ -17,16 +19,25 @@ def signal(answer: list[int], k: int = 2) -> Signal:
 
 
 def test_every_row_comes_once_in_each_pass() -> None:
-    rows, batch = 10, 4
-    taken = [row for step in range(5) for row in rows_of_step(rows, batch, 7, step)]
+    order, rows = Order(LENGTHS[:10], 4, 7), 10
+    taken = [row for step in range(5) for row in order.rows(step)]
     assert sorted(taken[:rows]) == list(range(rows))
     assert sorted(taken[rows:]) == list(range(rows))
     assert taken[:rows] != taken[rows:]
 
 
 def test_the_order_is_a_pure_function_of_seed_and_step() -> None:
-    assert rows_of_step(100, 8, 3, 17) == rows_of_step(100, 8, 3, 17)
-    assert rows_of_step(100, 8, 3, 17) != rows_of_step(100, 8, 4, 17)
+    straight = [Order(LENGTHS, 8, 3).rows(step) for step in range(30)]
+    resumed = Order(LENGTHS, 8, 3)
+    assert [resumed.rows(step) for step in range(17, 30)] == straight[17:]
+    assert Order(LENGTHS, 8, 4).rows(17) != straight[17]
+
+
+def test_rows_of_a_batch_are_of_about_the_same_length() -> None:
+    lengths = np.random.default_rng(0).integers(1, 100, 1024)
+    order, shuffled = Order(lengths, 32, 0), np.random.default_rng(1).permutation(1024).reshape(-1, 32)
+    grouped = np.mean([np.ptp(lengths[order.rows(step)]) for step in range(32)])
+    assert grouped < 0.3 * np.mean([np.ptp(lengths[rows]) for rows in shuffled])
 
 
 def test_steps_cover_the_epochs() -> None:
