@@ -50,4 +50,4 @@ build: $(STAMP) ## sdist and wheel, without network
 	rm -rf dist
 	$(PY) -m hatchling build -t sdist -t wheel
 clean: ## remove everything that was made here
-	rm -rf $(VENV) dist out redistill-demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) dist redistill-demo notebooks/redistill-demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -34,13 +34,7 @@ def main(retrain: Retrain, show: Callable[[dict[str, Any]], None], overrides: Ma
             bar.update(done - bar.n)
 
         config = str(helpdesk.prepare(workspace, progress))
-    made_from = {"workspace": str(workspace), "overrides": dict(overrides)}
-    if not restore(workspace, made_from):
-        if (workspace / KEPT).exists():  # a champion of other settings: begin anew
-            _remove(workspace)
-        print("making the first champion, once")
-        retrain(config, helpdesk.REFERENCE_WINDOW)  # the window is named so that an interrupted one is gone on with
-        keep(workspace, made_from)
+    first_champion(workspace, config, retrain, overrides)
     print(f"\n1. A quiet window, {helpdesk.QUIET_WINDOW}, before the product launch")
     show(retrain(config, helpdesk.QUIET_WINDOW))
     print(f"\n2. The window after the launch, {helpdesk.DRIFTED_WINDOW}")
@@ -52,6 +46,18 @@ def main(retrain: Retrain, show: Callable[[dict[str, Any]], None], overrides: Ma
         f"\nEvidently report: {ended['report']}"
     )
     return ended
+
+
+def first_champion(workspace: Path, config: str, retrain: Retrain, overrides: Mapping[str, Any]) -> None:
+    """Put the workspace back to when its first champion had just been made, which on first use is now."""
+    made_from = {"workspace": str(workspace), "overrides": dict(overrides)}
+    if restore(workspace, made_from):
+        return
+    if (workspace / KEPT).exists():  # a champion of other settings: begin anew
+        _remove(workspace)
+    print("making the first champion, once")
+    retrain(config, helpdesk.REFERENCE_WINDOW)  # the window is named so that an interrupted one is gone on with
+    keep(workspace, made_from)
 
 
 def restore(workspace: Path, made_from: Mapping[str, Any]) -> bool:

@@ -162,3 +162,16 @@ def _has(values: Any, location: tuple[int | str, ...]) -> bool:
             return False
         values = values[part]
     return True
+
+
+def markdown() -> str:
+    """Return every setting as a Markdown table; README holds it, and a test keeps the two alike."""
+    lines = ["| setting | default | what it is |", "|---|---|---|"]
+    for key, field in setting_keys():
+        default = "" if field.default == "" else f"`{field.default}`"
+        lines.append(f"| `{key}` | {default} | {str(field.description).replace('%%', '%')} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown())

@@ -66,8 +66,12 @@ def _train(request: Path, processes: int) -> None:
             stack.enter_context(progress.artifact("training", "steps of the training that are done")),
         ]
 
+        log = get_run_logger().info
+
         def on_step(record: dict[str, Any]) -> None:
+            if record["step"] % max(1, record["steps"] // 10) == 0 or record["step"] == record["steps"]:
+                log("step %d of %d: loss %.4f, KL %.4f", *(record[key] for key in ("step", "steps", "loss", "kl")))
             for show in shown:
                 show(record["step"], record["steps"])
 
-        train_in_processes(request, processes, on_line=get_run_logger().info, on_step=on_step)
+        train_in_processes(request, processes, on_line=log, on_step=on_step)

@@ -73,3 +73,15 @@ def with_champion(make_workspace: MakeWorkspace) -> tuple[Workspace, dict[str, A
 
     workspace = make_workspace()
     return workspace, retrain(str(workspace.config))
+
+
+@pytest.fixture(scope="session")
+def helpdesk_rows() -> Callable[[str], Any]:
+    """Return a function: window of whole days -> rows of the help-desk stream."""
+    from demo.helpdesk import stream
+
+    def rows(window: str) -> Any:
+        start, end = (date.fromisoformat(day) for day in window.split(".."))
+        return stream(start, end, rows_per_day=120)
+
+    return rows

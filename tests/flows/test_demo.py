@@ -2,12 +2,14 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from demo import loop
+from demo import helpdesk, loop
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
@@ -60,3 +62,27 @@ def test_teacher_and_champion_are_kept_for_the_next_run(demo_folder: Path) -> No
     assert (folder / "teacher" / "model.safetensors").is_file()
     assert not loop.restore(folder, {"workspace": str(folder), "overrides": {"training": {"epochs": 9}}})
     assert (folder / loop.KEPT / "mlflow.db").is_file()
+
+
+def command(demo_folder: Path, flow: str, *options: str) -> subprocess.CompletedProcess[str]:
+    config = demo_folder / loop.WORKSPACE / "redistill.toml"
+    argv = [sys.executable, "-m", f"flows.{flow}", "--config", str(config), *options]
+    return subprocess.run(argv, capture_output=True, text=True, check=False)
+
+
+def test_a_rollback_puts_the_previous_champion_and_its_profile_back_once(demo_folder: Path) -> None:
+    workspace = demo_folder / loop.WORKSPACE
+    done = command(demo_folder, "rollback", "--reason", "a test", "--json")
+    assert done.returncode == 0, done.stderr
+    undone = json.loads(done.stdout.splitlines()[-1])
+    assert (undone["from"], undone["to"]) == ("2", "1")
+    profile = json.loads((Path(undone["profile"]) / "profile.json").read_text())
+    assert profile["window"] == helpdesk.REFERENCE_WINDOW
+    seen = command(demo_folder, "monitor", "--window", helpdesk.QUIET_WINDOW, "--json")
+    report = json.loads(seen.stdout.splitlines()[-1])
+    assert report["champion"] == "1"
+    assert report["drift"]["reference_window"] == helpdesk.REFERENCE_WINDOW
+    again = command(demo_folder, "rollback")
+    assert again.returncode == 2
+    assert "nothing to roll back to" in again.stderr.splitlines()[-1]
+    assert (workspace / "mlflow.db").is_file()

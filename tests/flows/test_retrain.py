@@ -135,3 +135,20 @@ def test_a_rollback_without_a_previous_champion_says_so(with_champion: Any) -> N
     done = subprocess.run(workspace.command(flow="rollback"), capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "previous" in done.stderr.splitlines()[-1]
+
+
+def test_without_an_api_the_monitor_calls_the_retrain_itself_and_once(make_workspace: Any, helpdesk_rows: Any) -> None:
+    from flows.monitor import monitor
+    from monitoring import traffic
+
+    workspace = make_workspace()
+    retrain(str(workspace.config))
+    window = "2025-04-20..2025-04-24"
+    traffic.append(str(workspace.folder / "traffic"), helpdesk_rows(window).assign(meta_channel="fax"))
+    seen = monitor(str(workspace.config), window)
+    assert seen["trigger"] is True
+    assert seen["drift"]["drifted_columns"] == ["meta_channel"]
+    assert seen["retrain"]["window"] == window
+    assert seen["retrain"]["challenger"] == "2"
+    assert monitor(str(workspace.config), window)["retrain"]["retrain_id"] == seen["retrain"]["retrain_id"]
+    assert len(list((workspace.folder / "runs").iterdir())) == 2
