@@ -12,12 +12,9 @@ import re
 import shutil
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distill.errors import InputError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt")
@@ -130,17 +127,3 @@ def restore(folder: Path, state: dict[str, Any]) -> bool:
 
 def _metadata_digest(step: Path) -> str:
     return hashlib.sha256((step / ".metadata").read_bytes()).hexdigest()
-
-
-# --- the finished student --------------------------------------------------------------------------------------
-
-
-def export(model: "nn.Module", weights: dict[str, Any], source: Path, folder: Path) -> None:
-    """Write a Hugging Face directory: these full weights, with the tokenizer and chat template of `source`."""
-    from distill.prompts import load_tokenizer
-
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial, state_dict=weights)  # type: ignore[operator]
-    load_tokenizer(source).save_pretrained(partial)
-    os.replace(partial, folder)

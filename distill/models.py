@@ -1,5 +1,7 @@
-"""Checkpoint -> causal language model on a device, whole or not at all."""
+"""Checkpoint -> causal language model on a device, whole or not at all; and the finished student -> checkpoint."""
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ from safetensors import SafetensorError
 
 from distill.checkpoint import resolve
 from distill.errors import InputError
+from distill.prompts import load_tokenizer
 
 
 def resolve_device(device: str) -> torch.device:
@@ -58,3 +61,13 @@ def _without_progress_bar() -> Iterator[None]:
         yield
     finally:
         logging.enable_progress_bar()
+
+
+def export(model: Any, weights: dict[str, Any], source: Path, folder: Path) -> None:
+    """Write a Hugging Face directory: these full weights, with the tokenizer and chat template of `source`."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with _without_progress_bar():
+        model.save_pretrained(partial, state_dict=weights)
+    load_tokenizer(source).save_pretrained(partial)
+    os.replace(partial, folder)

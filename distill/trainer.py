@@ -32,6 +32,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from distill import batches, checkpoint, divergence, mixture
 from distill.batches import Batch
 from distill.errors import Failure
+from distill.models import export, load_model, resolve_device
 from distill.request import PROGRESS, TrainRequest
 from distill.signals import SignalStore
 
@@ -161,13 +162,11 @@ def train(request: TrainRequest) -> None:
     student = model.student
     weights = get_model_state_dict(student, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if rank == 0:  # only the first process was given the tensors
-        checkpoint.export(student, weights, Path(request.start), output / "student")
+        export(student, weights, Path(request.start), output / "student")
     dist.barrier()
 
 
 def _sharded(start: str, device: torch.device, world: int) -> tuple[Any, int]:
-    from distill.models import load_model
-
     student = load_model(start, device=str(device)).train()
     mesh = init_device_mesh(device.type, (world,), mesh_dim_names=("data",))
     for layer in student.base_model.layers:
@@ -180,7 +179,7 @@ def _sharded(start: str, device: torch.device, world: int) -> tuple[Any, int]:
 
 
 def _device(name: str) -> torch.device:
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+    if resolve_device(name).type == "cpu":
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)

@@ -7,13 +7,19 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows import cli, environment, settings, summary  # noqa: F401  # isort: skip  (the environment comes first)
 from prefect import flow, get_run_logger
 from prefect.events import emit_event
+from prefect.runtime import flow_run
 
 from flows.events import PROMOTED, REJECTED, resource
+
+if TYPE_CHECKING:
+    from deployments.registry import Registry
+    from flows.wiring import Places
+    from tasks.run import Run
 
 EXAMPLES = """examples:
   python -m flows.retrain                                            the embedded demo, nothing else needed
@@ -22,7 +28,11 @@ EXAMPLES = """examples:
 """
 
 
-@flow(name="retrain", flow_run_name="retrain {window}", log_prints=False)
+def _name() -> str:
+    return f"retrain {flow_run.parameters.get('window') or 'the latest window'}"
+
+
+@flow(name="retrain", flow_run_name=_name, log_prints=False)
 def retrain(
     config: str | None = None,
     window: str | None = None,
@@ -79,7 +89,7 @@ def retrain(
     return result
 
 
-def _stages(run: Any, chosen: settings.Settings, places: Any, registry: Any) -> str:
+def _stages(run: "Run", chosen: settings.Settings, places: "Places", registry: "Registry") -> str:
     """Take a run from its last finished stage to its end; returns promoted, rejected or held."""
     from flows import wiring
     from tasks import judge, ship, teach, train, watch

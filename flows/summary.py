@@ -38,6 +38,7 @@ def result(run: "Run", outcome: str, places: "Places") -> dict[str, Any]:
 def show(ended: dict[str, Any]) -> None:
     """Print the end of a retrain: a line, and a table of stage, seconds, what came of it and where it lies."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(width=None if Console().is_terminal else 150, soft_wrap=False)
@@ -50,12 +51,11 @@ def show(ended: dict[str, Any]) -> None:
     ):
         table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for stage, seconds in ended["seconds"].items():
-        table.add_row(stage, f"{seconds:.1f}", _told(stage, ended), _shown(ended["places"].get(stage, "")))
-    console.print(
-        f"\n{ended['outcome'].upper()}  retrain {ended['retrain_id']}, window {ended['window']}: {ended['reason']}"
-    )
-    if ended["notice"]:
-        console.print(ended["notice"])
+        row = (stage, f"{seconds:.1f}", _told(stage, ended), _shown(ended["places"].get(stage, "")))
+        table.add_row(*(escape(cell) for cell in row))  # brackets in them are text, no markup
+    head = f"{ended['outcome'].upper()}  retrain {ended['retrain_id']}, window {ended['window']}: {ended['reason']}"
+    for text in ("", head, *filter(None, [ended["notice"]])):
+        console.print(text, markup=False, highlight=False)
     console.print(table)
 
 

@@ -53,8 +53,9 @@ def numbers(series: pd.Series) -> pd.Series:
 
 def texts(series: pd.Series) -> pd.Series:
     """Return a column as str objects, missing values as None."""
-    values = series.astype(object)
-    return values.map(str, na_action="ignore").where(values.notna(), None)
+    missing = series.isna().to_numpy()
+    values = [None if absent else str(value) for value, absent in zip(series, missing, strict=True)]
+    return pd.Series(values, series.index, dtype=object)
 
 
 def _text_features(prompts: pd.Series) -> dict[str, pd.Series]:

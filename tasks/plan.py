@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -164,7 +165,9 @@ def _run_of(request: Request, runs: Path, frame: pd.DataFrame, *, again: bool) -
     folder = runs / retrain_id
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder, request.model_copy(update={"retrain_id": retrain_id}))
-    frame.to_parquet(folder / WINDOW_FILE, index=False)
+    partial = folder / f".{WINDOW_FILE}.{os.getpid()}"  # another process may be making the same request
+    frame.to_parquet(partial, index=False)
+    os.replace(partial, folder / WINDOW_FILE)
     write_json(folder / "request.json", run.request.model_dump())
     return run
 
