@@ -1,4 +1,4 @@
-"""python -m benchmarks.loop [--demo] [--arxiv FILE] [--out FILE]
+"""python -m benchmarks.loop [--demo] [--arxiv FILE] [--workspace DIR]
 
 Times the loop as a user runs it: the embedded demo, first and second run, and the arXiv retrain of 2016. Prints a
 Markdown section for RESULTS.md: wall seconds a stage, orchestration overhead, peak memory of any process, quality.

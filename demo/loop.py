@@ -24,8 +24,13 @@ STATE = ("mlflow.db", "mlartifacts", "runs", "bentoml", "signals")  # what a ret
 Retrain = Callable[[str, str], dict[str, Any]]  # (config, window) -> how it ended
 
 
-def main(retrain: Retrain, show: Callable[[dict[str, Any]], None], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Run the loop in ./redistill-demo, showing how each retrain ends; returns the end of the last."""
+def main(
+    retrain: Retrain, show: Callable[[dict[str, Any]], None], settings: Callable[[str], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Run the loop in ./redistill-demo, showing how each retrain ends; returns the end of the last.
+
+    `settings` returns those of a settings file that change a result.
+    """
     workspace = Path(WORKSPACE).absolute()
     with tqdm(desc="teacher: training", unit=" steps", file=sys.stderr, disable=None) as bar:
 
@@ -34,7 +39,7 @@ def main(retrain: Retrain, show: Callable[[dict[str, Any]], None], overrides: Ma
             bar.update(done - bar.n)
 
         config = str(helpdesk.prepare(workspace, progress))
-    first_champion(workspace, config, retrain, overrides)
+    first_champion(workspace, config, retrain, settings(config))
     print(f"\n1. A quiet window, {helpdesk.QUIET_WINDOW}, before the product launch")
     show(retrain(config, helpdesk.QUIET_WINDOW))
     print(f"\n2. The window after the launch, {helpdesk.DRIFTED_WINDOW}")
@@ -48,29 +53,21 @@ def main(retrain: Retrain, show: Callable[[dict[str, Any]], None], overrides: Ma
     return ended
 
 
-def first_champion(workspace: Path, config: str, retrain: Retrain, overrides: Mapping[str, Any]) -> None:
-    """Put the workspace back to when its first champion had just been made, which on first use is now."""
-    made_from = {"workspace": str(workspace), "overrides": dict(overrides)}
-    if restore(workspace, made_from):
+def first_champion(workspace: Path, config: str, retrain: Retrain, settings: Mapping[str, Any]) -> None:
+    """Put the workspace back to when its first champion had just been made, which on first use is now.
+
+    `settings` are those that change a result: a champion of others, or of another teacher, is made anew.
+    """
+    recipes = [(workspace / name / "recipe.json").read_text() for name in ("teacher", "base")]
+    made_from = {"workspace": str(workspace), "settings": dict(settings), "recipes": recipes}
+    marker = workspace / KEPT / MARKER
+    if marker.is_file() and json.loads(marker.read_text()) == made_from:
+        restore(workspace)
         return
-    if (workspace / KEPT).exists():  # a champion of other settings: begin anew
+    if (workspace / KEPT).exists():
         _remove(workspace)
     print("making the first champion, once")
     retrain(config, helpdesk.REFERENCE_WINDOW)  # the window is named so that an interrupted one is gone on with
-    keep(workspace, made_from)
-
-
-def restore(workspace: Path, made_from: Mapping[str, Any]) -> bool:
-    """Put the workspace back to when its first champion had just been made; False when none of that kind is kept."""
-    marker = workspace / KEPT / MARKER
-    if not marker.is_file() or json.loads(marker.read_text()) != dict(made_from):
-        return False
-    _copy(workspace / KEPT, workspace)
-    return True
-
-
-def keep(workspace: Path, made_from: Mapping[str, Any]) -> None:
-    """Keep the workspace as it is now for `restore`."""
     partial = workspace / f"{KEPT}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -78,6 +75,11 @@ def keep(workspace: Path, made_from: Mapping[str, Any]) -> None:
     (partial / MARKER).write_text(json.dumps(made_from))
     shutil.rmtree(workspace / KEPT, ignore_errors=True)
     os.replace(partial, workspace / KEPT)
+
+
+def restore(workspace: Path) -> None:
+    """Put the workspace back to when the champion that is kept had just been made."""
+    _copy(workspace / KEPT, workspace)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -29,10 +29,15 @@ def promote(client: Any, student: str, version: str, expected: str | None) -> No
     aliases = read(client, student)
     champion = aliases.get("champion")
     if champion != version:
+        if taken_out := _tags(client, student, version).get("rolled_back_at"):
+            raise Failure(
+                f"version {version} of {student!r} was rolled back at {taken_out}: it is not promoted again; "
+                "make a new retrain (--again)"
+            )
         if champion != expected:
             raise Failure(
                 f"version {version} of {student!r} was to replace {_named(expected)}, but the registry has "
-                f"{_named(champion)} now: nothing was changed; judge it against that one in a new retrain"
+                f"{_named(champion)} now: nothing was changed; judge it against that one in a new retrain (--again)"
             )
         client.set_model_version_tag(student, version, "replaced", champion or "")
         _set_previous(client, student, aliases, champion)

@@ -1,6 +1,6 @@
 """What can be set about shipping: the registry and the Bento."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
 LOCATION: JsonDict = {"location": True}  # where a thing lies, not what comes out: no part of a request's identity
@@ -9,7 +9,7 @@ LOCATION: JsonDict = {"location": True}  # where a thing lies, not what comes ou
 class Section(BaseModel):
     """A table of the settings file: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RegistrySettings(Section):
@@ -24,6 +24,13 @@ class RegistrySettings(Section):
     timeout: float = Field(
         10.0, gt=0, description="a registry that does not answer by then is unreachable [s]", json_schema_extra=LOCATION
     )
+
+    @field_validator("uri")
+    @classmethod
+    def _has_no_password(cls, uri: str) -> str:
+        if uri.startswith("http") and "@" in uri:
+            raise ValueError("credentials belong into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, not here")
+        return uri
 
 
 class PackagingSettings(Section):

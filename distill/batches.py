@@ -50,7 +50,7 @@ class Order:
     together, so that little of a batch is padding, and the batches come in random order.
     """
 
-    POOL = 16  # batches
+    POOL = 4  # batches
 
     def __init__(self, lengths: NDArray[np.int64], batch_size: int, seed: int) -> None:
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed

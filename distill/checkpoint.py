@@ -16,7 +16,7 @@ from typing import Any
 
 from distill.errors import InputError
 
-_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+_HUB_NAME = re.compile(r"^[\w-][\w.-]*(/[\w.-]+)?$")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt")
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def _tree(command: list[str], environment: dict[str, str]) -> Iterator[subproces
         errors="replace",
         env=environment,
         start_new_session=True,
-        preexec_fn=_die_with_parent,  # one system call
+        preexec_fn=partial(_die_with_parent, os.getpid()),
     )
     try:
         yield process
@@ -98,6 +99,8 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before we could ask
+            os._exit(1)

@@ -12,7 +12,7 @@ Device = Literal["auto", "cpu", "cuda"]
 class Section(BaseModel):
     """A table of the settings file: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class StudentSettings(Section):
@@ -58,7 +58,7 @@ class TrainingSettings(Section):
     cross_entropy_weight: float = Field(
         0.1, ge=0, description="weight of cross entropy on the teacher's answer beside the divergence [factor]"
     )
-    prompt_weight: float = Field(0.2, ge=0, description="weight of cross entropy on the prompt's own tokens [factor]")
+    prompt_weight: float = Field(0.05, ge=0, description="weight of cross entropy on the prompt's own tokens [factor]")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay [1/step]")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm [norm]")
     checkpoint_steps: int = Field(50, ge=1, description="a training checkpoint every so many steps [steps]")

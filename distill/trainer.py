@@ -167,9 +167,10 @@ def train(request: TrainRequest) -> None:
 
 
 def _sharded(start: str, device: torch.device, world: int) -> tuple[Any, int]:
-    student = load_model(start, device=str(device)).train()
+    student = load_model(start, device=str(device)).float().train()  # master weights and moments in fp32
     mesh = init_device_mesh(device.type, (world,), mesh_dim_names=("data",))
-    for layer in student.base_model.layers:
+    lists = [module for module in student.base_model.modules() if isinstance(module, nn.ModuleList)]
+    for layer in max(lists, key=len):  # the transformer's blocks, whatever the architecture calls them
         fully_shard(layer, mesh=mesh)
     model = fully_shard(Objective(student), mesh=mesh)
     if not isinstance(model, FSDPModule):
@@ -222,8 +223,10 @@ class _Log:
 
     def __init__(self, path: Path, finished: int) -> None:
         kept = path.read_text().splitlines(keepends=True)[:finished] if path.is_file() else []
-        self._file = path.open("w")
-        self._file.writelines(kept)
+        partial = path.with_name(path.name + ".partial")  # a kill here must not lose what is kept
+        partial.write_text("".join(kept))
+        os.replace(partial, path)
+        self._file = path.open("a")
         self._process = psutil.Process()
         psutil.cpu_percent()
 

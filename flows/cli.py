@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NoReturn
 
 import deployments.errors
 import distill.errors
@@ -25,9 +25,16 @@ BAD_INPUT = (
 FAILURE = (monitoring.errors.Failure, distill.errors.Failure, deployments.errors.Failure, OSError)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says a mistake in one line, as everything here does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise settings.SettingsError(f"{message}; --help lists the options")
+
+
 def parser(program: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     """Return a parser with --config and an option for every setting, with its unit and default."""
-    arguments = argparse.ArgumentParser(
+    arguments = _Parser(
         prog=f"python -m {program}",
         usage=f"python -m {program} [--config FILE] [option ...] [--TABLE.SETTING VALUE ...]",
         description=description,
@@ -79,9 +86,7 @@ def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
 def check(chosen: settings.Settings, window: str | None = None) -> None:
     """Raise SettingsError or InputError for what can be seen to be wrong before anything is started."""
     if not chosen.workspace:
-        raise settings.SettingsError(
-            "workspace is empty: set it in --config FILE, REDISTILL_WORKSPACE or --workspace FOLDER"
-        )
+        raise settings.SettingsError(settings.NO_WORKSPACE)
     if window is not None:
         Window.parse(window)
 

@@ -27,6 +27,12 @@ def monitor(
     from flows import wiring
     from tasks import watch
 
+    heard = get_current_settings().api.url is not None
+    if heard and overrides:
+        raise settings.SettingsError(
+            f"{', '.join(sorted(overrides))} on the command line would not reach the retrain that the drift event "
+            "starts: put them into the settings file, which the event names"
+        )
     chosen = settings.load(config, overrides)
     places = wiring.Places(chosen)
     seen = watch.monitor(
@@ -42,7 +48,7 @@ def monitor(
         get_run_logger().info("window %s: %s", seen["window"], seen["reason"])
         return {**seen, "retrain": None}
     get_run_logger().warning("window %s: %s", seen["window"], seen["reason"])
-    if get_current_settings().api.url is None:
+    if not heard:
         return {**seen, "retrain": retrain(config, seen["window"], overrides)}
     emit_event(DRIFT_DETECTED, resource=resource(chosen.student.name), payload=drift_payload(config, seen))
     return {**seen, "retrain": "left to the automation"}

@@ -58,11 +58,12 @@ def retrain(
         registry,
         places.runs,
         places.log,
-        window_days=chosen.traffic.window_days,
+        traffic_settings=chosen.traffic,
         reference=chosen.reference,
         student=chosen.student,
         teacher=chosen.teacher,
         packaging=chosen.packaging,
+        devices=(chosen.teacher.device, chosen.training.device),
         changing=settings.result_changing(chosen),
     )
     logger = get_run_logger()
@@ -78,14 +79,11 @@ def retrain(
             return done
         outcome = _stages(run, chosen, places, registry)
         result = summary.result(run, outcome, places)
+        if outcome != "held":  # before the end is written: an event may come twice, but is not lost
+            payload = {key: result[key] for key in ("retrain_id", "outcome", "window", "champion", "challenger")}
+            event = PROMOTED if outcome == "promoted" else REJECTED
+            emit_event(event, resource=resource(run.request.student), payload=payload)
         run.finish(result)
-    if outcome != "held":
-        payload = {key: result[key] for key in ("retrain_id", "outcome", "window", "champion", "challenger")}
-        emit_event(
-            PROMOTED if outcome == "promoted" else REJECTED,
-            resource=resource(run.request.student),
-            payload=payload,
-        )
     return result
 
 
@@ -127,7 +125,11 @@ def main(argv: Sequence[str]) -> int:
     if not chosen.workspace and not (options.config or options.window or options.force or options.again):
         from demo import loop
 
-        result = loop.main(lambda config, window: retrain(config, window, given), summary.show, given)
+        result = loop.main(
+            lambda config, window: retrain(config, window, given),
+            summary.show,
+            lambda config: settings.result_changing(settings.load(config, given)),
+        )
     else:
         cli.check(chosen, options.window)
         config = None if options.config is None else str(Path(options.config).absolute())

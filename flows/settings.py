@@ -18,13 +18,19 @@ from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from deployments.connection import masked
 from deployments.settings import PackagingSettings, RegistrySettings
 from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
 from monitoring.settings import DriftSettings, JudgingSettings, ReferenceSettings, TrafficSettings
 
 PREFIX = "REDISTILL_"
+MODELS = ("student.base", "teacher.model")  # folders, or names on a hub
+FOLDERS = ("workspace", "traffic.path", "teacher.signals", "registry.artifacts", "packaging.home", *MODELS)
 NOT_SETTINGS = {"REDISTILL_ARXIV", "REDISTILL_CONFIG"}  # the tests' data file; the settings file itself
 LOCATION: JsonDict = {"location": True}
+
+
+NO_WORKSPACE = "workspace is empty: set it in --config FILE, REDISTILL_WORKSPACE or --workspace FOLDER"
 
 
 class SettingsError(ValueError):
@@ -62,7 +68,9 @@ class Settings(BaseSettings):
 
     def place(self, given: str, default: str) -> str:
         """Return `given`, or else the path `default` inside the workspace."""
-        return given or str(Path(self.workspace).expanduser().absolute() / default)
+        if "://" in given:
+            return given
+        return str(Path(self.workspace).expanduser().absolute() / Path(given or default).expanduser())
 
 
 def load(config: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -83,7 +91,7 @@ def load(config: str | Path | None = None, overrides: Mapping[str, Any] | None =
     try:
         return Settings(**merged)
     except ValidationError as error:
-        raise SettingsError(_one_line(error, sources)) from None
+        raise SettingsError(masked(_one_line(error, sources))) from None
 
 
 def setting_keys(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -116,21 +124,34 @@ def value_at(values: Mapping[str, Any], key: str) -> Any:
 def _file(config: str | Path) -> dict[str, Any]:
     path = Path(config).expanduser()
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _anchored(tomllib.loads(path.read_text(encoding="utf-8")), path.absolute().parent)
     except FileNotFoundError:
         raise SettingsError(f"--config {str(config)!r}: there is no such file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"--config {str(config)!r} cannot be read as TOML: {error}") from None
 
 
+def _anchored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the file's values with relative folders taken from where the file lies; hub names and URLs stay."""
+    for key in FOLDERS:
+        *tables, name = key.split(".")
+        table: Any = values
+        for part in tables:
+            table = table.get(part, {}) if isinstance(table, dict) else {}
+        value = table.get(name) if isinstance(table, dict) else None
+        if isinstance(value, str) and value and "://" not in value:
+            found = folder / Path(value).expanduser()
+            if found.exists() or key not in MODELS:
+                table[name] = str(found)
+    return values
+
+
 def _environment() -> dict[str, Any]:
-    tables = {key.split(".")[0].upper() for key, _ in setting_keys()}
+    known = {PREFIX + key.replace(".", "__").upper() for key, _ in setting_keys()}
     for name in os.environ:
-        if name.startswith(PREFIX) and name not in NOT_SETTINGS:
-            table = name.removeprefix(PREFIX).split("__")[0]
-            if table not in tables:
-                nearest = get_close_matches(table, tables, 1, 0.0)[0]
-                raise SettingsError(f"{name} in the environment is no setting; the nearest is {PREFIX}{nearest}...")
+        if name.upper().startswith(PREFIX) and name.upper() not in known | NOT_SETTINGS:
+            nearest = get_close_matches(name.upper(), sorted(known), 1, 0.0)[0]
+            raise SettingsError(f"{name} in the environment is no setting; the nearest is {nearest}")
     return EnvSettingsSource(Settings)()
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from deployments.registry import Registry, connect
 from distill import checkpoint
-from flows.settings import Settings
+from flows.settings import NO_WORKSPACE, Settings, SettingsError
 from tasks.run import Run
 from tasks.teach import Teaching
 from tasks.watch import Watching
@@ -14,6 +14,8 @@ class Places:
     """Where everything of a workspace lies."""
 
     def __init__(self, settings: Settings) -> None:
+        if not settings.workspace:
+            raise SettingsError(NO_WORKSPACE)
         workspace = Path(settings.workspace).expanduser().absolute()
         workspace.mkdir(parents=True, exist_ok=True)
         self.workspace = workspace

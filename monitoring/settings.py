@@ -1,7 +1,9 @@
 """What can be set about watching: the request log, the reference, drift and the verdict."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.config import JsonDict
+
+from monitoring.window import Window
 
 LOCATION: JsonDict = {"location": True}  # where a thing lies, not what comes out: no part of a request's identity
 
@@ -9,7 +11,7 @@ LOCATION: JsonDict = {"location": True}  # where a thing lies, not what comes ou
 class Section(BaseModel):
     """A table of the settings file: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TrafficSettings(Section):
@@ -19,7 +21,11 @@ class TrafficSettings(Section):
         "", description="request log, a folder or fsspec URL; empty: WORKSPACE/traffic", json_schema_extra=LOCATION
     )
     window_days: float = Field(
-        7.0, gt=0, description="length of the window when --window is not given, ending with the log [days]"
+        7.0,
+        gt=0,
+        le=36525,
+        description="length of the window when --window is not given: the log's last whole days [days]",
+        json_schema_extra=LOCATION,  # the window's contents are what counts
     )
     held_out_from: int = Field(
         60, gt=0, lt=100, description="rows with crc32(request_id) %% 100 from here on are never trained on [0-100]"
@@ -28,17 +34,39 @@ class TrafficSettings(Section):
         80, gt=0, le=100, description="held-out rows below this hash make the reference profile [0-100]"
     )
     max_reject_share: float = Field(
-        0.01, ge=0, le=1, description="an import with a larger share of bad rows fails and changes nothing [share]"
+        0.01,
+        ge=0,
+        le=1,
+        description="an import with a larger share of bad rows fails and changes nothing [share]",
+        json_schema_extra=LOCATION,  # of imports, not of retrains
     )
+
+    @model_validator(mode="after")
+    def _a_profile_can_have_rows(self) -> "TrafficSettings":
+        if self.profile_until <= self.held_out_from:
+            raise ValueError(
+                f"profile_until {self.profile_until} is not above held_out_from {self.held_out_from}: "
+                "no row could be in the profile"
+            )
+        return self
 
 
 class ReferenceSettings(Section):
     """The world of the first champion; later champions bring their own."""
 
-    window: str = Field("", description="START..END the first champion learns from; empty: the whole log")
+    window: str = Field(
+        "", description="START..END the first champion learns from; empty: the whole log", json_schema_extra=LOCATION
+    )
     profile: str = Field(
         "", description="START..END its reference profile is made from; empty: the same as reference.window"
     )
+
+    @field_validator("window", "profile")
+    @classmethod
+    def _is_a_window(cls, text: str) -> str:
+        if text:
+            Window.parse(text)
+        return text
 
 
 class DriftSettings(Section):
@@ -67,4 +95,4 @@ class JudgingSettings(Section):
     )
     alpha: float = Field(0.05, gt=0, lt=0.5, description="one-sided level of each comparison [probability]")
     min_rows: int = Field(100, ge=10, description="a slice with fewer held-out rows is inconclusive [rows]")
-    max_rows: int = Field(5000, ge=100, description="held-out rows scored a slice, drawn by hash [rows]")
+    max_rows: int = Field(5000, ge=100, description="held-out rows scored a slice, drawn without replacement [rows]")

@@ -12,8 +12,10 @@ import argparse
 import hashlib
 import logging
 import sys
+import tomllib
 import zlib
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -188,7 +190,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Append a CSV, JSONL or Parquet file to the request log: all good rows, or nothing.",
     )  # fmt: skip
     load.add_argument("source", help="file or fsspec URL; .gz, .bz2 and .xz are decompressed")
-    load.add_argument("--log", required=True, help="folder or fsspec URL of the log; made when it is not there")
+    load.add_argument("--log", help="folder or fsspec URL of the log; made when it is not there")
+    load.add_argument("--config", help="settings file: its [traffic] path and max_reject_share, its workspace")
     load.add_argument(
         "--map", action="append", default=[], metavar="COLUMN=SOURCE_COLUMN", dest="mapping",
         help=f"where a column of the log comes from ({', '.join(rows.COLUMNS)}, meta_NAME); once for each. "
@@ -196,8 +199,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     load.add_argument("--format", choices=FORMATS, help="of the source; default: by its name")
     load.add_argument(
-        "--max-reject-share", type=float, default=TrafficSettings().max_reject_share, metavar="SHARE",
-        help="fail and change nothing when more of the rows are bad [share], default %(default)s",
+        "--max-reject-share", type=float, metavar="SHARE",
+        help="fail and change nothing when more of the rows are bad [share], default: the settings file's, "
+        f"or {TrafficSettings().max_reject_share}",
     )  # fmt: skip
     load.add_argument("--ignore-extra", action="store_true", help="leave out columns that are not mapped")
     show = commands.add_parser("window", help="count the rows of a window and print its digest")
@@ -220,7 +224,25 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _from_config(given: argparse.Namespace) -> None:
+    """Fill in what the command line leaves open from the settings file; raises InputError when there is no log."""
+    table: dict[str, Any] = {}
+    if given.config:
+        try:
+            values = tomllib.loads(Path(given.config).read_text("utf-8"))
+            table = TrafficSettings.model_validate(values.get("traffic", {})).model_dump()
+        except (OSError, ValueError) as error:
+            raise InputError(f"--config {given.config!r} cannot be used: {str(error).splitlines()[0]}") from error
+        folder = Path(given.config).absolute().parent / Path(values.get("workspace", "")).expanduser()
+        given.log = given.log or table["path"] or str(folder / "traffic")
+    if given.max_reject_share is None:
+        given.max_reject_share = table.get("max_reject_share")
+    if not given.log:
+        raise InputError("--log is missing: name the log's folder, or a settings file with --config")
+
+
 def _import(given: argparse.Namespace) -> None:
+    _from_config(given)
     mapping = dict(_pair(text) for text in given.mapping)
     if len(mapping) < len(given.mapping):
         raise InputError(f"--map: a column is given twice in {' '.join(given.mapping)}; each has one source")

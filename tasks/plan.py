@@ -1,6 +1,7 @@
 """What is asked: the window, the champion it is held against, and the run folder of exactly this request."""
 
 import hashlib
+import itertools
 import json
 import os
 from dataclasses import dataclass
@@ -13,13 +14,15 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
+from deployments.bento.smoke import free_port
 from deployments.registry import Registry, Version
 from deployments.settings import PackagingSettings
 from distill import checkpoint
 from distill.errors import InputError
 from distill.settings import StudentSettings, TeacherSettings
 from monitoring import traffic
-from monitoring.settings import ReferenceSettings
+from monitoring.errors import InputError as WatchingInputError
+from monitoring.settings import ReferenceSettings, TrafficSettings
 from monitoring.traffic import Window
 from tasks.run import Champion, Request, Run, read_json, write_json
 
@@ -42,25 +45,29 @@ def plan(
     runs: Path,
     log: str,
     *,
-    window_days: float,
+    traffic_settings: TrafficSettings,
     reference: ReferenceSettings,
     student: StudentSettings,
     teacher: TeacherSettings,
     packaging: PackagingSettings,
+    devices: tuple[str, ...],
     changing: dict[str, Any],
 ) -> Run:
     """Return the run of this request: the finished one, the unfinished one, or a new one.
 
     Raises InputError when the window is empty or a model cannot be used; nothing has been started then.
     """
+    from distill.models import resolve_device
+
     champion = current_champion(registry, runs.parent / "checkpoints")
     if champion and asked.window is None and (unfinished := _unfinished(runs / champion.retrain_id)):
         get_run_logger().info("completing retrain %s, which was stopped after its promotion", champion.retrain_id)
         return unfinished
-    window, profile_window, notice = choose_window(asked.window, champion, log, window_days, reference)
+    window, profile_window, notice = choose_window(asked.window, champion, log, traffic_settings.window_days, reference)
     if notice:
         get_run_logger().warning(notice)
     frame = rows_of(log, window)
+    teacher_digest = _usable_models(student, teacher, champion)
     request = Request(
         retrain_id="",
         student=student.name,
@@ -69,13 +76,20 @@ def plan(
         window_digest=traffic.window_digest(frame),
         window_rows=len(frame),
         force=asked.force,
-        teacher=_usable_models(student, teacher, champion),
+        teacher=teacher_digest,
+        base=checkpoint.digest(student.base) if Path(student.base).is_dir() else student.base,
         settings=changing,
         champion=champion,
         notice=notice,
     )
-    _check_port(packaging)
-    return _run_of(request, runs, frame, again=asked.again)
+    found, retrain_id = _latest(request, runs, again=asked.again)
+    if found is not None and found.result():
+        return found
+    free_port(packaging.port)
+    for device in devices:
+        resolve_device(device)
+    _check_split(frame, log, request, traffic_settings)
+    return found or _new(request.model_copy(update={"retrain_id": retrain_id}), runs, frame)
 
 
 def current_champion(registry: Registry, cache: Path) -> Champion | None:
@@ -91,6 +105,11 @@ def _at_hand(registry: Registry, version: Version, cache: Path) -> Champion:
     folder = registry.fetch(version.version, cache)
     checkpoint.check(folder, f"champion (version {version.version})")
     digest = checkpoint.digest(folder)
+    if missing := [tag for tag in ("sha256", "retrain_id", "trained", "profiled") if tag not in version.tags]:
+        raise InputError(
+            f"champion (version {version.version}) has no tag {', '.join(missing)}: it was not registered by a "
+            "retrain; point the alias champion at a version that was"
+        )
     if digest != version.tags["sha256"]:
         raise InputError(
             f"champion (version {version.version}) at {str(folder)!r} is not what was registered: its SHA-256 is "
@@ -112,7 +131,10 @@ def choose_window(
     """Return the window to look at, the window of its profile, and a notice when that is not what was asked."""
     whole = traffic.span(log)
     if champion is not None:
-        latest = Window(max(whole.start, whole.end - timedelta(days=window_days)), whole.end)
+        # Whole days: the same window all day long, however often it is asked for while traffic comes in.
+        midnight = whole.end.replace(hour=0, minute=0, second=0, microsecond=0)
+        end = midnight if midnight > whole.start else whole.end
+        latest = Window(max(whole.start, end - timedelta(days=window_days)), end)
         window = Window.parse(asked) if asked else latest
         return window, str(window), ""
     window = Window.parse(reference.window or asked or str(whole))
@@ -130,7 +152,7 @@ def rows_of(log: str, window: Window) -> pd.DataFrame:
     """Return the rows of a window; raises InputError when there are none."""
     frame = traffic.read_window(log, window)
     if frame.empty:
-        raise InputError(f"window {window} holds no rows: the request log {log!r} spans {traffic.span(log)}")
+        raise WatchingInputError(f"window {window} holds no rows: the request log {log!r} spans {traffic.span(log)}")
     return frame
 
 
@@ -145,36 +167,56 @@ def _usable_models(student: StudentSettings, teacher: TeacherSettings, champion:
     return asked.digest
 
 
-def _check_port(packaging: PackagingSettings) -> None:
-    from deployments.bento.smoke import free_port
+def _check_split(frame: pd.DataFrame, log: str, request: Request, settings: TrafficSettings) -> None:
+    """Raise InputError when the window has no rows to learn from, to judge by or to profile."""
+    hashes = traffic.row_hash(frame["request_id"])
+    profiled = frame
+    if request.profile_window != request.window:
+        profiled = rows_of(log, Window.parse(request.profile_window))
+    of_profile = traffic.row_hash(profiled["request_id"])
+    counts = {
+        f"to learn from (hash below traffic.held_out_from = {settings.held_out_from})": hashes < settings.held_out_from,
+        f"held out to judge by (hash from {settings.held_out_from} on)": hashes >= settings.held_out_from,
+        f"for the profile of {request.profile_window} (hash below traffic.profile_until = {settings.profile_until})": (
+            (of_profile >= settings.held_out_from) & (of_profile < settings.profile_until)
+        ),
+    }
+    for what, chosen in counts.items():
+        if not chosen.any():
+            raise WatchingInputError(
+                f"window {request.window} has {len(frame)} rows, but none {what}: choose a longer window"
+            )
 
-    free_port(packaging.port)
 
+def _latest(request: Request, runs: Path, *, again: bool) -> tuple[Run | None, str]:
+    """Return the latest run of the same request, or None and the id of a new one.
 
-def _run_of(request: Request, runs: Path, frame: pd.DataFrame, *, again: bool) -> Run:
-    """Return the latest run of the same request, or a new one if there is none, or `again` and it has ended."""
-    first = _identity(request)
-    attempts = [first, *(f"{first}-{number}" for number in range(2, 1000))]
-    latest = None
-    for retrain_id in attempts:
+    On `again` it is a new one when the latest has ended, or when its champion has been replaced since, so that it
+    could never be promoted.
+    """
+    first, latest = _identity(request), None
+    for retrain_id in (first, *(f"{first}-{number}" for number in itertools.count(2))):
         if not (runs / retrain_id / "request.json").is_file():
             break
         latest = _open(runs / retrain_id)
-    if latest is not None and not (again and latest.result()):
-        return latest
-    folder = runs / retrain_id
-    folder.mkdir(parents=True, exist_ok=True)
-    run = Run(folder, request.model_copy(update={"retrain_id": retrain_id}))
-    partial = folder / f".{WINDOW_FILE}.{os.getpid()}"  # another process may be making the same request
+    if latest is not None and again and (latest.result() or latest.request.champion != request.champion):
+        latest = None
+    return latest, retrain_id
+
+
+def _new(request: Request, runs: Path, frame: pd.DataFrame) -> Run:
+    run = Run(runs / request.retrain_id, request)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    partial = run.folder / f".{WINDOW_FILE}.{os.getpid()}"  # another process may be making the same request
     frame.to_parquet(partial, index=False)
-    os.replace(partial, folder / WINDOW_FILE)
-    write_json(folder / "request.json", run.request.model_dump())
+    os.replace(partial, run.folder / WINDOW_FILE)
+    write_json(run.folder / "request.json", request.model_dump())
     return run
 
 
 def _identity(request: Request) -> str:
     """Student, window contents, what changes the result, and the models by content; not the champion of the day."""
-    asked = request.model_dump(include={"student", "window_digest", "settings", "teacher", "force"})
+    asked = request.model_dump(include={"student", "window_digest", "settings", "teacher", "base", "force"})
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
 
 

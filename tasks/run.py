@@ -51,6 +51,7 @@ class Request(BaseModel):
     window_rows: int
     force: bool
     teacher: str  # digest
+    base: str | None = None  # digest of what the first champion starts from
     settings: dict[str, Any]  # those that change the result
     champion: Champion | None
     notice: str = ""

@@ -117,7 +117,9 @@ def rollback(registry: Registry, runs: Path, reason: str) -> dict[str, Any]:
     if profile is not None and not (profile / "profile.json").is_file():
         raise InputError(f"the previous champion's reference profile is missing at {str(profile)!r}: restore it first")
     before, now = registry.rollback(reason)
-    return {"from": before, "to": now, "reason": reason, "profile": str(profile)}
+    champion = registry.champion()  # an unfinished rollback may have led elsewhere than to `previous`
+    serving = str(runs / champion.tags["retrain_id"] / "profile") if champion else ""
+    return {"from": before, "to": now, "reason": reason, "profile": serving}
 
 
 def _smoke_rows(run: Run, count: int) -> tuple[list[str], list[str]]:

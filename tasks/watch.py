@@ -111,7 +111,9 @@ def observe(
     """
     held_out = frame[traffic.row_hash(frame["request_id"]) >= settings.traffic.held_out_from]
     profiled = profile_folder(runs, champion)
-    now = features(answered(held_out, Path(champion.checkpoint), settings, "window: champion's answers"))
+    now = features(
+        answered(held_out, Path(champion.checkpoint), settings, "window: champion's answers", champion.version)
+    )
     found = compare(ReferenceProfile.load(profiled), now, window, settings.drift)
     now.to_parquet(folder / "features.parquet")
     (folder / "drift.json").write_text(found.model_dump_json(indent=1))
@@ -119,11 +121,14 @@ def observe(
     return found, policy.decide(found, settings.drift, force=force)
 
 
-def answered(
-    frame: pd.DataFrame, model: Path, settings: Watching, what: str, *, all_rows: bool = False
-) -> pd.DataFrame:
-    """Return the rows with `response` and `mean_logprob`, by `model` where the log has none (or for all rows)."""
-    missing = (frame["response"].isna() | frame["mean_logprob"].isna()) | all_rows
+def answered(frame: pd.DataFrame, model: Path, settings: Watching, what: str, version: str | None) -> pd.DataFrame:
+    """Return the rows with `response` and `mean_logprob` of one model, by `model` itself where the log has none.
+
+    Rows that the log says another version than `version` answered are answered anew: a mixture of two models would
+    look like drift. With None all rows are.
+    """
+    missing = frame["response"].isna() | frame["mean_logprob"].isna()
+    missing |= (frame["model_version"].notna() & (frame["model_version"] != version)) if version else True
     frame = frame.copy()
     with progress.bar(what, "rows") as shown:
         scores = scoring.score(
@@ -149,7 +154,7 @@ def profile(run: Run, log: str, student: Path, settings: Watching) -> dict[str, 
         hashes = traffic.row_hash(frame["request_id"])
         chosen = frame[(hashes >= settings.traffic.held_out_from) & (hashes < settings.traffic.profile_until)]
         built = ReferenceProfile.build(
-            features(answered(chosen, student, settings, "profile: new champion's answers", all_rows=True)),
+            features(answered(chosen, student, settings, "profile: new champion's answers", None)),
             window=run.request.profile_window,
             model_version=run.request.retrain_id,
             max_categories=settings.drift.max_categories,

@@ -51,7 +51,7 @@ def held_quiet_windows(config: Path, champion: dict[str, Any], tmp_path_factory:
     assert now.version == champion["champion"]
     rows = traffic.read_window(places.log, Window.parse(QUIET))
     rows = rows[traffic.row_hash(rows["request_id"]) >= chosen.traffic.profile_until]
-    answered = watch.answered(rows, Path(now.checkpoint), watching, "quiet windows")
+    answered = watch.answered(rows, Path(now.checkpoint), watching, "quiet windows", None)
     random, reasons = np.random.default_rng(0), []
     for number in range(20):
         window = answered.iloc[random.choice(len(answered), 500, replace=False)]

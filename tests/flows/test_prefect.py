@@ -100,7 +100,7 @@ def started(command: list[str], environment: dict[str, str], log: Path) -> Itera
 def workspace(demo_folder: Path) -> Workspace:
     """The demo's workspace, as it was when its first champion had just been made."""
     folder = demo_folder / loop.WORKSPACE
-    assert loop.restore(folder, {"workspace": str(folder), "overrides": {}})
+    loop.restore(folder)
     return Workspace(folder, folder / "redistill.toml")
 
 
@@ -200,6 +200,6 @@ def test_a_cancelled_or_killed_run_leaves_no_training_process(server: Server, ho
             [*PREFECT, "flow-run", "cancel", run["id"]], env=server.environment, check=True, capture_output=True
         )
     else:
-        for process in processes("flows.retrain"):
+        for process in processes("prefect.engine"):
             process.kill()
     wait_for("the end of the training processes", lambda: not training_processes(), 120)

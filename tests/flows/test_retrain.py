@@ -134,7 +134,8 @@ def test_a_rollback_without_a_previous_champion_says_so(with_champion: Any) -> N
     workspace, _ = with_champion
     done = subprocess.run(workspace.command(flow="rollback"), capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "previous" in done.stderr.splitlines()[-1]
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "nothing to roll back to" in said
 
 
 def test_without_an_api_the_monitor_calls_the_retrain_itself_and_once(make_workspace: Any, helpdesk_rows: Any) -> None:

@@ -34,7 +34,7 @@ def test_each_source_overrides_the_one_before(config: Path, monkeypatch: pytest.
 
 def test_the_environment_can_name_the_file(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDISTILL_CONFIG", str(config))
-    assert load().workspace == "here"
+    assert load().workspace == str(config.parent / "here")
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,12 @@ def test_the_environment_can_name_the_file(config: Path, monkeypatch: pytest.Mon
         ('[training]\nepochs = "many"', ["training.epochs = 'many'", "redistill.toml", "valid number"]),
         ("[training]\nepochs = -1", ["training.epochs = -1", "redistill.toml", "greater than 0"]),
         ("[training]\nbatch_size = 64\nprocesses = 3", ["training", "redistill.toml", "not a multiple of processes 3"]),
+        ("[training]\nepochs = inf", ["training.epochs = inf", "redistill.toml", "finite"]),
+        (
+            "[traffic]\nheld_out_from = 85",
+            ["traffic", "redistill.toml", "profile_until 80 is not above held_out_from 85"],
+        ),
+        ('[reference]\nwindow = "last year"', ["reference.window = 'last year'", "redistill.toml"]),
         ("training = 3", ["training = 3", "redistill.toml"]),
         ("[training\nepochs = 2", ["redistill.toml", "cannot be read as TOML"]),
     ],
@@ -59,10 +65,13 @@ def test_a_mistake_in_the_file_is_one_line_with_key_value_and_file(tmp_path: Pat
         assert part in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["REDISTILL_TRANING__EPOCHS", "REDISTILL_TRAINING__EPOCH"])
+@pytest.mark.parametrize(
+    "name",
+    ["REDISTILL_TRANING__EPOCHS", "REDISTILL_TRAINING__EPOCH", "REDISTILL_TRAINING", "redistill_traning__epochs"],
+)
 def test_a_mistake_in_the_environment_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "2")
-    with pytest.raises(SettingsError, match=r"in the environment is no setting; the nearest is .*(TRAINING|training)"):
+    with pytest.raises(SettingsError, match=r"in the environment is no setting; the nearest is REDISTILL_TRAINING__"):
         load()
 
 
@@ -76,6 +85,22 @@ def test_a_mistake_on_the_command_line_names_the_nearest_option() -> None:
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(SettingsError, match=r"nowhere\.toml"):
         load("nowhere.toml")
+
+
+def test_relative_folders_in_the_file_are_taken_from_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "models" / "large").mkdir(parents=True)
+    text = 'workspace = "here"\n[teacher]\nmodel = "models/large"\n[student]\nbase = "owner/hub-name"\n'
+    (tmp_path / "redistill.toml").write_text(text)
+    chosen = load(tmp_path / "redistill.toml")
+    assert chosen.workspace == str(tmp_path / "here")
+    assert chosen.teacher.model == str(tmp_path / "models" / "large")
+    assert chosen.student.base == "owner/hub-name"
+
+
+def test_a_password_in_an_address_is_refused_and_not_shown() -> None:
+    with pytest.raises(SettingsError, match="MLFLOW_TRACKING_PASSWORD") as error:
+        load(None, {"registry": {"uri": "http://user:secret@host/x"}})
+    assert "secret" not in str(error.value)
 
 
 def test_places_ports_and_time_limits_do_not_change_a_result() -> None:
