@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import os
 import sys
 import zlib
 from collections.abc import Callable
@@ -34,7 +35,7 @@ REFERENCE_WINDOW, PROFILE_WINDOW = f"2008-01-01..{REFERENCE_END}", f"2012-01-01.
 DRIFTED_WINDOW = "2016-01-01..2017-01-01"
 
 VOCABULARY = 2048
-TEACHER = TeacherRecipe(width=192, layers=3, heads=6, steps=900, batch_size=64, learning_rate=1.5e-3, seed=0)
+TEACHER = TeacherRecipe(width=192, layers=3, heads=6, steps=800, batch_size=64, learning_rate=1.5e-3, seed=0)
 BASE = BaseRecipe(width=96, layers=2, heads=3, seed=0)
 BATCH = 64
 FIRST_STEPS, STEPS, REPLAY_SHARE = 600, 250, 1 / 3
@@ -133,6 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("file", type=Path, help=f"CSV, may be compressed, with the columns {', '.join(COLUMNS)}")
     parser.add_argument("--workspace", type=Path, required=True, help="folder for log, models and settings")
     given = parser.parse_args(arguments)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads leave the cores to others
     try:
         config = _prepare_with_bar(given.file, given.workspace)
     except (InputError, LearningInputError) as error:

@@ -29,11 +29,6 @@ def promote(client: Any, student: str, version: str, expected: str | None) -> No
     aliases = read(client, student)
     champion = aliases.get("champion")
     if champion != version:
-        if taken_out := _tags(client, student, version).get("rolled_back_at"):
-            raise Failure(
-                f"version {version} of {student!r} was rolled back at {taken_out}: it is not promoted again; "
-                "make a new retrain (--again)"
-            )
         if champion != expected:
             raise Failure(
                 f"version {version} of {student!r} was to replace {_named(expected)}, but the registry has "

@@ -24,7 +24,7 @@ LOCK_WAIT = 120.0  # [s]; whoever holds the lock creates the store (4 s on an id
 
 def masked(text: str) -> str:
     """Text without the credentials of any URL in it."""
-    return re.sub(r"://[^\s'\"]*@", "://***@", text)
+    return re.sub(r"://[^/\s]*@", "://***@", text)
 
 
 def absolute(uri: str) -> str:

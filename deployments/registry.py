@@ -94,6 +94,11 @@ class Registry:
         """The newest version that was registered and not promoted."""
         return self._aliased("challenger")
 
+    def get(self, version: str) -> Version:
+        """A version as it is registered now."""
+        with explained(self.uri, f"reading version {version} of {self.student!r}"):
+            return self._version(version)
+
     def previous(self) -> Version | None:
         """The version that a rollback puts back."""
         return self._aliased("previous")

@@ -14,7 +14,7 @@ from prefect.logging import get_run_logger
 
 from deployments.bento.build import build
 from deployments.bento.smoke import smoke_test
-from deployments.errors import InputError
+from deployments.errors import Failure, InputError
 from deployments.registry import Registry
 from deployments.settings import PackagingSettings
 from distill.settings import StudentSettings
@@ -103,6 +103,11 @@ def promote(run: Run, registry: Registry, version: str) -> dict[str, Any]:
     before = run.request.champion
 
     def work(folder: Path) -> dict[str, Any]:
+        if taken_out := registry.get(version).tags.get("rolled_back_at"):
+            raise Failure(
+                f"version {version} of {run.request.student!r} was promoted and then rolled back, at {taken_out}: "
+                "it is not promoted again; give the same command with --again for a new retrain"
+            )
         registry.promote(version, expected=before.version if before else None)
         return {"champion": version, "previous": before.version if before else None}
 

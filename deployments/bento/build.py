@@ -102,8 +102,6 @@ def build(
 
 
 def _check(checkpoint: Path, settings: PackagingSettings) -> None:
-    if settings.max_batch_size < 2:
-        raise InputError(f"packaging.max_batch_size = {settings.max_batch_size}: BentoML batches 2 or more; raise it")
     for name in ("config.json", "tokenizer.json"):
         if not (checkpoint / name).is_file():
             raise InputError(f"checkpoint {checkpoint} has no {name}, so no Bento can be made of it: export it again")

@@ -109,19 +109,22 @@ def test_prompts_without_answers_are_refused(tokenizer: Any, tmp_path: Path) -> 
         teacher.train_teacher(tmp_path / "t", tokenizer, PROMPTS[:3], ANSWERS[:2], steps=1, **SHAPE)
 
 
-def test_batches_hold_rows_of_like_length_and_every_row_as_often() -> None:
-    lengths = np.random.default_rng(0).integers(5, 60, 640).tolist()
-    batches = list(itertools.islice(teacher._batches(lengths, 64, np.random.default_rng(1)), 20))
+def test_every_row_comes_as_often_and_passes_differ() -> None:
+    batches = list(itertools.islice(teacher._batches(640, 64, np.random.default_rng(1)), 20))
     assert sorted(row for batch in batches for row in batch) == sorted(2 * list(range(640)))
-    padding = [max(lengths[row] for row in batch) - np.mean([lengths[row] for row in batch]) for batch in batches]
-    assert np.mean(padding) < 6  # shuffled alone it would be 27
+    assert batches[:10] != batches[10:]
 
 
-def test_padding_has_no_part_in_the_loss() -> None:
-    rows = [np.array([5, 6, 7, 2], np.int32), np.array([8, 2], np.int32)]
-    ids, used = teacher._collate(rows, [2, 1], [0, 1], pad=0)
-    assert ids.tolist() == [[5, 6, 7, 2], [8, 2, 0, 0]]
-    assert (used[0] > 0).all()
-    assert used[1].gt(0).tolist() == [True, False, False]
-    assert used[0, 1] == used[0, 2] == used[1, 0] == pytest.approx(0.5)  # answers: summed a row, averaged over rows
-    assert used[0, 0] == pytest.approx(0.2)  # the one prompt token that is predicted
+def test_packed_rows_see_only_themselves_and_weigh_as_rows() -> None:
+    rows = [np.array([5, 6, 7, 2], np.int32), np.array([8, 2], np.int32), np.full(teacher.LINE, 9, np.int32)]
+    packed = teacher._packed(rows, [2, 1, teacher.LINE - 1], [0, 1, 2], pad=0)
+    assert packed.ids.shape == (2, teacher.LINE)  # the long row has a line of its own, the others share one
+    assert packed.ids[1, :7].tolist() == [5, 6, 7, 2, 8, 2, 0]
+    assert packed.places[1, :6].tolist() == [0, 1, 2, 3, 0, 1]
+    sees = packed.mask[1, 0, :6, :6]
+    assert sees[3].tolist() == [True, True, True, True, False, False]
+    assert sees[4].tolist() == [False, False, False, False, True, False]
+    weights = packed.weights[1, :7]
+    assert weights[[2, 3, 5]].tolist() == pytest.approx([1 / 3] * 3)  # answers: summed a row, averaged over rows
+    assert weights[[0, 4, 6]].tolist() == [0, 0, 0]  # first tokens and padding
+    assert float(weights[1]) == pytest.approx(0.2 / (1 + teacher.LINE - 2))

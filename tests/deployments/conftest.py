@@ -1,6 +1,8 @@
-"""A tiny student, its Bento, and that Bento served: each made once for all tests that ask for it."""
+"""A tiny student, its Bento, and that Bento served, each made once; and registries whose writes can be cut."""
 
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import pytest
 
 from deployments.bento.build import Bento, build
 from deployments.bento.smoke import Server, serve
+from deployments.errors import Failure
+from deployments.registry import Registry, connect
 from deployments.settings import PackagingSettings
 
 PROMPTS = [
@@ -107,3 +111,80 @@ def server(bento: Bento) -> Iterator[Server]:
 def client(server: Server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an empty MLflow database, to be copied: making one takes seconds."""
+    path = tmp_path_factory.mktemp("schema") / "mlflow.db"
+    connect(f"sqlite:///{path}", "", "other", 60)
+    return path
+
+
+@pytest.fixture
+def uri(schema: Path, tmp_path: Path) -> str:
+    """Return the address of a fresh database."""
+    shutil.copy(schema, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture
+def registry(uri: str) -> Registry:
+    return connect(uri, "", "student", 10)
+
+
+@pytest.fixture
+def served() -> Callable[[Registry], tuple[str | None, ...]]:
+    """Return a function: registry -> the versions of champion, previous and challenger."""
+
+    def versions(registry: Registry) -> tuple[str | None, ...]:
+        found = (registry.champion(), registry.previous(), registry.challenger())
+        return tuple(version.version if version else None for version in found)
+
+    return versions
+
+
+class _Cut:
+    """An MLflow client whose n-th write fails before it is made: a fault that cannot be caused from outside."""
+
+    WRITES = ("create_", "set_", "delete_", "log_", "finalize_")
+
+    def __init__(self, client: Any, fail_at: int) -> None:
+        self._client, self._left = client, fail_at
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._client, name)
+        if not name.startswith(self.WRITES):
+            return found
+
+        def write(*args: Any, **kwargs: Any) -> Any:
+            from mlflow.exceptions import MlflowException
+
+            self._left -= 1
+            if self._left == 0:
+                raise MlflowException(f"cut before {name}")
+            return found(*args, **kwargs)
+
+        return write
+
+
+@pytest.fixture
+def cut() -> Callable[[Registry, int], Registry]:
+    """Return a function: (registry, n) -> the same registry, but its n-th write fails."""
+    return lambda registry, fail_at: replace(registry, client=_Cut(registry.client, fail_at))
+
+
+@pytest.fixture
+def was_cut() -> Callable[..., bool]:
+    """Return a function: call something, and say whether a write of it was cut."""
+
+    def called(function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+        try:
+            function(*args, **kwargs)
+        except Failure as error:
+            if "cut before" not in str(error):
+                raise
+            return True
+        return False
+
+    return called

@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from deployments.bento.build import Bento
 from deployments.bento.smoke import Server
 from deployments.errors import Failure, InputError
-from deployments.settings import PackagingSettings
 
 BuildBento = Callable[..., Bento]
 SECRET = "zanzibar-4711"
@@ -153,7 +152,6 @@ def test_a_checkpoint_without_a_shard_is_refused_by_name(
     [
         ({"student": "tiny-"}, r"student\.name 'tiny-' cannot name a Bento"),
         ({"retrain_id": "x" * 80}, "version '7-xxx"),
-        ({"settings": PackagingSettings(max_batch_size=1)}, r"packaging\.max_batch_size = 1"),
     ],
 )
 def test_what_bentoml_cannot_take_is_refused_before_the_build(
