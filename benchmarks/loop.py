@@ -52,6 +52,7 @@ def timed(what: str, command: list[str], folder: Path, environment: dict[str, st
         peak = _Peak(process.pid)
         output, _ = process.communicate()
     seconds = time.perf_counter() - began
+    (folder / f"{what}.txt").write_text(output)
     if process.returncode:
         sys.exit(f"{' '.join(command)} failed with {process.returncode}: see {folder / 'benchmark.err'}")
     return Timed(what, seconds, peak.stop(), json.loads(output.splitlines()[-1]))

@@ -195,7 +195,8 @@ def _latest(request: Request, runs: Path, *, again: bool) -> tuple[Run | None, s
     could never be promoted.
     """
     first, latest = _identity(request), None
-    for retrain_id in (first, *(f"{first}-{number}" for number in itertools.count(2))):
+    for number in itertools.count(1):
+        retrain_id = first if number == 1 else f"{first}-{number}"
         if not (runs / retrain_id / "request.json").is_file():
             break
         latest = _open(runs / retrain_id)

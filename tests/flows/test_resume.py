@@ -31,6 +31,9 @@ def kill_in(command: list[str], runs: Path, stage: str) -> None:
     ours = [child for child in descendants if any(name in _line(child) for name in ("distill.worker", "bentoml"))]
     _, alive = psutil.wait_procs(ours, timeout=60)
     assert not alive, f"left running after SIGKILL in {stage}: {[_line(child) for child in alive]}"
+    for child in descendants:  # Prefect's temporary server outlives a SIGKILL of its client: it is none of ours
+        if "prefect.server" in _line(child):
+            child.kill()
 
 
 def _line(process: psutil.Process) -> str:
