@@ -111,6 +111,8 @@ def _write_settings(workspace: Path, learnt: pd.DataFrame, teacher: Path, base: 
             "teacher": {"model": str(teacher)},
             "traffic": {"window_days": 366.0, "held_out_from": HELD_OUT_FROM},
             "reference": {"window": REFERENCE_WINDOW, "profile": PROFILE_WINDOW},
+            # A field's mix of topics moves slowly: 2016 is surely past 0.05, and only about at the usual 0.1.
+            "drift": {"psi_bound": 0.05},
             "training": {
                 "batch_size": BATCH,
                 "first_epochs": _epochs(FIRST_STEPS, first_rows),

@@ -78,7 +78,7 @@ class DriftSettings(Section):
     ks_distance: float = Field(
         0.1, gt=0, le=1, description="or when its KS distance reaches this and is significant [distance]"
     )
-    alpha: float = Field(0.01, gt=0, lt=1, description="level of the KS tests after Holm's correction [probability]")
+    alpha: float = Field(0.001, gt=0, lt=1, description="level of the KS tests after Holm's correction [probability]")
     bins: int = Field(10, ge=2, le=64, description="quantile bins of the PSI [count]")
     min_rows: int = Field(200, ge=20, description="smaller windows are held, whatever they show [rows]")
     max_categories: int = Field(
