@@ -42,6 +42,7 @@ class Server:
     url: str
     environment: dict[str, str]
     workspace: Workspace
+    worker: int  # its process
 
     def monitor(self, window: str) -> dict[str, Any]:
         command = [sys.executable, "-m", "flows.monitor", "--config", str(self.workspace.config), "--window", window]
@@ -123,8 +124,9 @@ def server(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> It
                 [*PREFECT, *command], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
             )
             assert done.returncode == 0, done.stdout + done.stderr
-        with started([*PREFECT, "worker", "start", "--pool", "redistill"], environment, logs / "worker.log"):
-            yield Server(url, environment, workspace)
+        start = [*PREFECT, "worker", "start", "--pool", "redistill"]
+        with started(start, environment, logs / "worker.log") as worker:
+            yield Server(url, environment, workspace, worker.pid)
 
 
 def _answers(url: str) -> bool:
@@ -179,27 +181,33 @@ def _window(run: Path) -> str:
     return str(json.loads((run / "request.json").read_text())["window"])
 
 
-def training_processes() -> list[psutil.Process]:
-    return processes("distill.worker")
+def below(server: Server, words: str) -> list[psutil.Process]:
+    """Return the worker's descendants whose command line has these words."""
+    family = psutil.Process(server.worker).children(recursive=True)
+    return [process for process in family if words in _line(process)]
 
 
-def processes(words: str) -> list[psutil.Process]:
-    return [found for found in psutil.process_iter(["cmdline"]) if words in " ".join(found.info["cmdline"] or [])]
+def _line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 @pytest.mark.parametrize("how", ["cancel", "kill"])
 def test_a_cancelled_or_killed_run_leaves_no_training_process(server: Server, how: str) -> None:
     parameters = {"window": DRIFTED, "force": True, "again": True, "overrides": {"training": {"epochs": 400.0}}}
     (deployment,) = server.post("/deployments/filter", deployments={"name": {"any_": ["retrain"]}})
-    run = server.post(
-        f"/deployments/{deployment['id']}/create_flow_run", parameters=parameters, state={"type": "SCHEDULED"}
-    )
-    wait_for("the training", training_processes, 300)
+    path = f"/deployments/{deployment['id']}/create_flow_run"
+    run = server.post(path, parameters=parameters, state={"type": "SCHEDULED"})
+    training = wait_for("the training", lambda: below(server, "distill.worker"), 300)
     if how == "cancel":
-        subprocess.run(
-            [*PREFECT, "flow-run", "cancel", run["id"]], env=server.environment, check=True, capture_output=True
-        )
+        cancel = [*PREFECT, "flow-run", "cancel", run["id"]]
+        subprocess.run(cancel, env=server.environment, check=True, capture_output=True)
     else:
-        for process in processes("prefect.engine"):
+        engines = below(server, "prefect.engine")
+        assert engines
+        for process in engines:
             process.kill()
-    wait_for("the end of the training processes", lambda: not training_processes(), 120)
+    _, alive = psutil.wait_procs(training, timeout=120)
+    assert not alive, [_line(process) for process in alive]
