@@ -58,22 +58,6 @@ def test_no_process_of_it_used_more_than_its_memory_budget(demo_folder: Path) ->
     assert max(manifest["peak_memory_mb"] for manifest in manifests) < 2560
 
 
-def test_teacher_and_champion_are_kept_for_the_next_run(demo_folder: Path) -> None:
-    folder = demo_folder / loop.WORKSPACE
-    assert (folder / "teacher" / "model.safetensors").is_file()
-    assert (folder / loop.KEPT / "mlflow.db").is_file()
-    config = str(folder / "redistill.toml")
-    asked: list[str] = []
-
-    def retrain(config: str, window: str) -> dict[str, Any]:
-        asked.append(window)
-        raise RuntimeError("a champion would be made")
-
-    loop.first_champion(folder, config, retrain, settings.result_changing(settings.load(config)))
-    assert asked == []
-    assert (folder / "mlflow.db").is_file()
-
-
 def command(demo_folder: Path, flow: str, *options: str) -> subprocess.CompletedProcess[str]:
     config = demo_folder / loop.WORKSPACE / "redistill.toml"
     argv = [sys.executable, "-m", f"flows.{flow}", "--config", str(config), *options]
@@ -96,3 +80,19 @@ def test_a_rollback_puts_the_previous_champion_and_its_profile_back_once(demo_fo
     assert again.returncode == 2
     assert "error: nothing to roll back to" in again.stderr
     assert (workspace / "mlflow.db").is_file()
+
+
+def test_teacher_and_champion_are_kept_and_put_back_for_the_next_run(demo_folder: Path) -> None:
+    folder = demo_folder / loop.WORKSPACE
+    assert (folder / "teacher" / "model.safetensors").is_file()
+    assert (folder / loop.KEPT / "mlflow.db").is_file()
+    config = str(folder / "redistill.toml")
+    asked: list[str] = []
+
+    def retrain(config: str, window: str) -> dict[str, Any]:
+        asked.append(window)
+        raise RuntimeError("a champion would be made")
+
+    loop.first_champion(folder, config, retrain, settings.result_changing(settings.load(config)))
+    assert asked == []
+    assert (folder / "mlflow.db").is_file()
