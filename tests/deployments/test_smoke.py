@@ -103,7 +103,7 @@ def test_a_taken_port_is_refused_before_anything_starts(taken: int, monkeypatch:
 
 @pytest.mark.integration
 def test_a_port_that_is_taken_meanwhile_is_named(other: Bento, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(smoke, "_free_port", lambda _: taken)
+    monkeypatch.setattr(smoke, "free_port", lambda _: taken)
     with pytest.raises(Failure, match=rf"port {taken} was taken meanwhile.*packaging\.port"):
         smoke_test(other, ["a"], ["b"], model_version="7", timeout=120)
     assert _serving(other) == []
@@ -133,6 +133,7 @@ from pathlib import Path
 from deployments.bento.build import Bento
 from deployments.bento.smoke import serve
 with serve(Bento("tiny:7", Path(sys.argv[1])), timeout=300):
+    print("ready", flush=True)
     sys.stdin.read()
 """
 
@@ -171,7 +172,9 @@ def _kill(parent: "subprocess.Popen[bytes]", when: Callable[[list[psutil.Process
 @pytest.mark.skipif(sys.platform != "linux", reason="the death signal of a parent is Linux's")
 def test_nothing_is_left_of_a_server_whose_parent_is_killed(other: Bento) -> None:
     command = [sys.executable, "-c", SERVING, str(other.path)]
-    parent = subprocess.Popen(command, stdin=subprocess.PIPE)
+    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == b"ready\n"
     _kill(parent, lambda children: len(children) >= 2)  # the server and its worker
     _wait(lambda: _serving(other) == [], 10, "no server left")
 
