@@ -330,17 +330,17 @@ def test_a_source_that_cannot_be_used_is_one_clear_line(
 
 
 KILLED_AT = """
-import os, signal, sys
+import itertools, os, signal, sys
 from monitoring import commits, traffic
 module, name, calls, when = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
 target = {"commits": commits, "os": os, "pq": commits.pq}[module]
-original, seen = getattr(target, name), [0]
+original, numbers = getattr(target, name), itertools.count(1)
 def killing(*arguments, **options):
-    seen[0] += 1
-    if seen[0] == calls and when == "before":
+    number = next(numbers)  # threads call this: each call has a number of its own
+    if number == calls and when == "before":
         os.kill(os.getpid(), signal.SIGKILL)
     result = original(*arguments, **options)
-    if seen[0] == calls and when == "after":
+    if number == calls and when == "after":
         os.kill(os.getpid(), signal.SIGKILL)
     return result
 setattr(target, name, killing)
