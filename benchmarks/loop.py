@@ -133,7 +133,7 @@ def section(rows: list[Timed]) -> str:
         signals = row.ended["signals"]
         stages = ", ".join(f"{name} {seconds:.0f}" for name, seconds in row.ended["seconds"].items())
         lines.append(
-            f"| {row.what} | {row.seconds:.0f} | {row.overhead:.0f} | {row.peak_mb:.0f} | {row.ended['outcome']} | "
+            f"| {row.what} | {row.seconds:.0f} | {row.overhead:.1f} | {row.peak_mb:.0f} | {row.ended['outcome']} | "
             f"{signals['bought_tokens']} / {signals['reused_tokens']} | {stages} |"
         )
     lines += ["", "Exact match on held-out rows:", ""]
