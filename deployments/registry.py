@@ -174,12 +174,6 @@ class Registry:
                     _move(Path(got), ready)
             return ready
 
-    def set_tags(self, version: str, tags: Mapping[str, str]) -> None:
-        """Writes tags on a version, over those that are there."""
-        with explained(self.uri, f"tagging version {version}"):
-            for key, value in tags.items():
-                self.client.set_model_version_tag(self.student, version, key, str(value))
-
     def promote(self, version: str, expected: str | None) -> None:
         """Makes a version the champion, if the champion still is `expected` (None: there is none yet).
 

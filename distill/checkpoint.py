@@ -55,17 +55,34 @@ def check(folder: str | Path, what: str = "checkpoint") -> None:
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise InputError(f"{what} {str(folder)!r} has no {name}: export the model and its tokenizer again")
+    for path in sorted(folder.glob("*.json")):
+        if path.name != "tokenizer.json":  # large, and read with an error of its own (prompts.load_tokenizer)
+            _check_json(path, what)
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         if not (folder / "model.safetensors").is_file():
             raise InputError(f"{what} {str(folder)!r} has no model.safetensors: only safetensors weights are read")
         return
-    shards = set(json.loads(index.read_text())["weight_map"].values())
+    shards = set(json.loads(index.read_text()).get("weight_map", {}).values())
+    if not shards:
+        raise InputError(f"{what} {str(folder)!r}: {index.name} names no weights: copy or export it again")
     if missing := sorted(shard for shard in shards if not (folder / shard).is_file()):
         raise InputError(
             f"{what} {str(folder)!r} lacks {len(missing)} of {len(shards)} shards "
             f"({', '.join(missing[:3])}): copy or export it again"
         )
+
+
+def _check_json(path: Path, what: str) -> None:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{what} {str(path.parent)!r}: {path.name} is damaged ({reason}): copy or export it again"
+        ) from error
+    if not isinstance(found, dict):
+        raise InputError(f"{what} {str(path.parent)!r}: {path.name} holds no table: copy or export it again")
 
 
 def digest(folder: str | Path) -> str:

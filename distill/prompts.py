@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from distill.checkpoint import resolve
@@ -39,11 +40,18 @@ def load_tokenizer(checkpoint: str | Path) -> Tokenizer:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"tokenizer of {str(checkpoint)!r} cannot be read ({error}): export it again") from error
+    except Exception as error:  # a damaged file makes it raise anything, bare Exception too
+        reason = " ".join(str(error).split())
+        raise InputError(f"tokenizer of {str(checkpoint)!r} cannot be read ({reason}): export it again") from error
     if not tokenizer.is_fast:
         raise InputError(f"tokenizer of {str(checkpoint)!r} is no fast one: convert it to a tokenizer.json")
     ensure_chat_template(tokenizer)
+    try:
+        _frame(tokenizer)
+    except TemplateError as error:
+        raise InputError(
+            f"the chat template of {str(checkpoint)!r} cannot be used ({error}): export the tokenizer again"
+        ) from error
     return tokenizer
 
 

@@ -110,6 +110,10 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
         code = _say(error, 2)
     except FAILURE as error:
         code = _say(error, 1)
+    except RuntimeError as error:
+        if "Failed to reach API" not in str(error):
+            raise
+        code = _say(f"{error}: start that Prefect server, or unset PREFECT_API_URL to do without one", 1)
     except KeyboardInterrupt:
         code = _say("stopped; the same command goes on from the last finished stage", 130)
     sys.exit(code)

@@ -4,7 +4,9 @@ Without --config it shows the embedded demo: a quiet window is held, a drifted o
 """
 
 import json
+import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +78,7 @@ def retrain(
     with run.locked(lambda: logger.info("retrain %s is at work in another process: waiting", run.request.retrain_id)):
         if (done := run.result()) is not None:
             logger.info("retrain %s has been answered before: %s", run.request.retrain_id, done["outcome"])
-            return done
+            return _still_so(done, registry)
         outcome = _stages(run, chosen, places, registry)
         result = summary.result(run, outcome, places)
         if outcome != "held":  # before the end is written: an event may come twice, but is not lost
@@ -85,6 +87,19 @@ def retrain(
             emit_event(event, resource=resource(run.request.student), payload=payload)
         run.finish(result)
     return result
+
+
+def _still_so(done: dict[str, Any], registry: "Registry") -> dict[str, Any]:
+    """Return the end of an earlier retrain, with a notice when its challenger is the champion no more."""
+    serving = registry.champion()
+    if done["outcome"] != "promoted" or serving is None or serving.version == done["champion"]:
+        return done
+    notice = (
+        f"this was answered before; since then version {done['champion']} has been replaced: the champion is version "
+        f"{serving.version}, --again makes a new retrain"
+    )
+    get_run_logger().warning(notice)
+    return {**done, "notice": notice}
 
 
 def _stages(run: "Run", chosen: settings.Settings, places: "Places", registry: "Registry") -> str:
@@ -109,6 +124,14 @@ def _stages(run: "Run", chosen: settings.Settings, places: "Places", registry: "
     return "promoted"
 
 
+def _nothing_given(options: Namespace) -> bool:
+    """Say whether this is the plain command, which shows the demo: no file, no workspace, no request."""
+    elsewhere = ("REDISTILL_CONFIG", "REDISTILL_WORKSPACE")
+    if any(os.environ.get(name) for name in elsewhere) or options.workspace is not None:
+        return False
+    return not (options.config or options.window or options.force or options.again)
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
     parser = cli.parser("flows.retrain", __doc__ or "", EXAMPLES)
@@ -122,7 +145,7 @@ def main(argv: Sequence[str]) -> int:
     options = cli.parse(parser, argv)
     given = cli.overrides(options)
     chosen = settings.load(options.config, given)
-    if not chosen.workspace and not (options.config or options.window or options.force or options.again):
+    if _nothing_given(options):
         from demo import loop
 
         result = loop.main(

@@ -25,7 +25,9 @@ from monitoring.settings import DriftSettings, JudgingSettings, ReferenceSetting
 
 PREFIX = "REDISTILL_"
 MODELS = ("student.base", "teacher.model")  # folders, or names on a hub
-FOLDERS = ("workspace", "traffic.path", "teacher.signals", "registry.artifacts", "packaging.home", *MODELS)
+LOCAL = ("workspace", "teacher.signals", "packaging.home")  # folders of this machine
+FOLDERS = (*LOCAL, "traffic.path", "registry.artifacts", *MODELS)  # the others may be URLs, or names on a hub
+SQLITE = "sqlite:///"
 NOT_SETTINGS = {"REDISTILL_ARXIV", "REDISTILL_CONFIG"}  # the tests' data file; the settings file itself
 LOCATION: JsonDict = {"location": True}
 
@@ -89,9 +91,16 @@ def load(config: str | Path | None = None, overrides: Mapping[str, Any] | None =
     for _, values in reversed(sources):
         _merge(merged, values)
     try:
-        return Settings(**merged)
+        chosen = Settings(**merged)
     except ValidationError as error:
         raise SettingsError(masked(_one_line(error, sources))) from None
+    for key in LOCAL:
+        if "://" in (value := value_at(chosen.model_dump(), key)):
+            raise SettingsError(
+                f"{key} = {masked(value)!r}: this is a folder of this machine; only traffic.path and "
+                "registry.artifacts can be URLs"
+            )
+    return chosen
 
 
 def setting_keys(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -143,7 +152,18 @@ def _anchored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
             found = folder / Path(value).expanduser()
             if found.exists() or key not in MODELS:
                 table[name] = str(found)
+    registry = values.get("registry")
+    if isinstance(registry, dict) and isinstance(registry.get("uri"), str):
+        registry["uri"] = database_in(folder, registry["uri"])
     return values
+
+
+def database_in(folder: Path, uri: str) -> str:
+    """Return the address of a registry, the file of a local one taken from `folder` when it is relative."""
+    file = uri.removeprefix(SQLITE)
+    if file == uri or file in ("", ":memory:"):
+        return uri
+    return SQLITE + str(folder / Path(file).expanduser())
 
 
 def _environment() -> dict[str, Any]:
@@ -166,10 +186,11 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
 def _one_line(error: ValidationError, sources: list[tuple[str, Mapping[str, Any]]]) -> str:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
-    origin = next((name for name, values in sources if _has(values, first["loc"])), "the defaults")
+    origins = [name for name, values in sources if _has(values, first["loc"])] or ["the defaults"]
+    origin = " and ".join(origins) if isinstance(first["input"], Mapping) else origins[0]
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        valid = [name for name, _ in setting_keys()]
+        valid = [name for name, _ in setting_keys()] if "." in key else list(Settings.model_fields)
         nearest = get_close_matches(key, valid, 1, 0.0)
         return f"{key} = {first['input']!r} in {origin} is no setting; the nearest is {nearest[0]}{more}"
     message = first["msg"].removeprefix("Value error, ")

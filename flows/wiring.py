@@ -4,7 +4,7 @@ from pathlib import Path
 
 from deployments.registry import Registry, connect
 from distill import checkpoint
-from flows.settings import NO_WORKSPACE, Settings, SettingsError
+from flows.settings import NO_WORKSPACE, SQLITE, Settings, SettingsError, database_in
 from tasks.run import Run
 from tasks.teach import Teaching
 from tasks.watch import Watching
@@ -23,7 +23,7 @@ class Places:
         self.log = settings.place(settings.traffic.path, "traffic")
         self.signals = settings.place(settings.teacher.signals, "signals")
         self.bentos = Path(settings.place(settings.packaging.home, "bentoml"))
-        self.registry_uri = settings.registry.uri or f"sqlite:///{workspace / 'mlflow.db'}"
+        self.registry_uri = database_in(workspace, settings.registry.uri or f"{SQLITE}mlflow.db")
         # A server has an artifact store of its own; the local database has the workspace.
         local = "mlartifacts" if self.registry_uri.startswith("sqlite:") else ""
         self.artifacts = settings.registry.artifacts or (local and str(workspace / local))

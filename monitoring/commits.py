@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from monitoring.errors import Failure, InputError
+from monitoring.errors import Failure, InputError, masked
 from monitoring.rows import COLUMNS, Kind
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -81,7 +81,7 @@ class Place:
     def name(self, relative: str = "") -> str:
         """The same for a message: a path, or a URL."""
         path = self.path(relative).rstrip("/")
-        return path if self.is_local else str(self.fs.unstrip_protocol(path))
+        return path if self.is_local else masked(str(self.fs.unstrip_protocol(path)))
 
 
 @dataclass
@@ -101,8 +101,10 @@ def locate(url: str) -> Place:
         if not url:
             raise ValueError("it is empty")
         fs, root = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"request log {url!r} cannot be opened ({error}); give a folder or an fsspec URL") from error
+    except (ImportError, ValueError, OSError) as error:
+        raise InputError(
+            masked(f"request log {url!r} cannot be opened ({error}); give a folder or an fsspec URL that answers")
+        ) from None  # a cause would show the credentials of the URL
     return Place(fs, str(root).rstrip("/"))
 
 
@@ -120,6 +122,8 @@ def list_commits(place: Place) -> list[Commit]:
         paths = sorted(place.fs.ls(folder, detail=False))
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise Failure(f"the request log {place.name()} cannot be listed ({masked(str(error))}); try again") from None
     names = [path.rsplit("/", 1)[-1] for path in paths]
     visible = [name for name in names if name.endswith(".json") and not name.startswith(".")]
     return side_by_side(lambda name: _read_commit(place, f"_commits/{name}"), visible)

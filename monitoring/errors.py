@@ -6,6 +6,13 @@
 Each message names the value, where it came from and what to do.
 """
 
+import re
+
+
+def masked(text: str) -> str:
+    """Return a text without the credentials of any URL in it."""
+    return re.sub(r"://[^/\s]*@", "://***@", text)
+
 
 class InputError(ValueError):
     """What was given cannot be used."""

@@ -184,6 +184,12 @@ def to_prompt(value: object) -> str:
     return text
 
 
+def to_label(value: object) -> str | None:
+    """The value as a ground truth; None when missing or blank, as it is until it arrives."""
+    text = to_text(value)
+    return text if text and text.strip() else None
+
+
 def check(
     columns: Mapping[str, Sequence[object]],
     rows: int,
@@ -199,7 +205,7 @@ def check(
     reasons: list[str | None] = [None] * rows
     converters: dict[str, Callable[[Any], object]] = {
         "request_id": to_id, "timestamp": to_microseconds, "prompt": to_prompt,
-        **dict.fromkeys(TEXTS, to_text), **dict.fromkeys(NUMBERS, to_number),
+        **dict.fromkeys(TEXTS, to_text), "reference": to_label, **dict.fromkeys(NUMBERS, to_number),
         **{name: to_number if kind == "number" else to_text for name, kind in kinds.items()},
     }  # fmt: skip
     values = {

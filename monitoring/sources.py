@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from fsspec.compression import compr
 from fsspec.utils import infer_compression
 
-from monitoring.errors import InputError
+from monitoring.errors import InputError, masked
 
 _BLOCK_ROWS = 8192
 _BLOCK_BYTES = 32 * 2**20  # a block ends here, too: prompts can be long
@@ -65,10 +65,13 @@ def find(url: str, format: str | None) -> Source:
     """The file behind a path or fsspec URL; InputError when it is not there or its format cannot be told."""
     try:
         fs, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"source {url!r} cannot be opened ({error}); give a file or an fsspec URL") from error
-    if not fs.isfile(path):
-        raise InputError(f"source {url!r} is not there, or no file")
+        there = fs.isfile(path)
+    except (ImportError, ValueError, OSError) as error:
+        raise InputError(
+            masked(f"source {url!r} cannot be opened ({error}); give a file or an fsspec URL that answers")
+        ) from None  # a cause would show the credentials of the URL
+    if not there:
+        raise InputError(masked(f"source {url!r} is not there, or no file"))
     parts = path.rsplit("/", 1)[-1].lower().split(".")
     endings = parts[:-1] if infer_compression(path) else parts
     known = format or _SUFFIXES.get(endings[-1])

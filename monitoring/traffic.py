@@ -23,6 +23,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from monitoring import commits, rows
@@ -191,7 +192,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     load.add_argument("source", help="file or fsspec URL; .gz, .bz2 and .xz are decompressed")
     load.add_argument("--log", help="folder or fsspec URL of the log; made when it is not there")
-    load.add_argument("--config", help="settings file: its [traffic] path and max_reject_share, its workspace")
+    load.add_argument(
+        "--config",
+        help="settings file: its [traffic] path and max_reject_share, its workspace (the environment is not read)",
+    )
     load.add_argument(
         "--map", action="append", default=[], metavar="COLUMN=SOURCE_COLUMN", dest="mapping",
         help=f"where a column of the log comes from ({', '.join(rows.COLUMNS)}, meta_NAME); once for each. "
@@ -225,20 +229,36 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _from_config(given: argparse.Namespace) -> None:
-    """Fill in what the command line leaves open from the settings file; raises InputError when there is no log."""
-    table: dict[str, Any] = {}
+    """Fill in what the command line leaves open from the settings file, as the flows read it.
+
+    Raises InputError when the file cannot be used or there is no log.
+    """
     if given.config:
         try:
             values = tomllib.loads(Path(given.config).read_text("utf-8"))
-            table = TrafficSettings.model_validate(values.get("traffic", {})).model_dump()
+            settings = TrafficSettings.model_validate(values.get("traffic", {}))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(map(str, ("traffic", *first["loc"])))
+            raise InputError(f"{key} = {first['input']!r} in {given.config}: {first['msg']}") from error
         except (OSError, ValueError) as error:
             raise InputError(f"--config {given.config!r} cannot be used: {str(error).splitlines()[0]}") from error
-        folder = Path(given.config).absolute().parent / Path(values.get("workspace", "")).expanduser()
-        given.log = given.log or table["path"] or str(folder / "traffic")
-    if given.max_reject_share is None:
-        given.max_reject_share = table.get("max_reject_share")
+        given.log = given.log or _log_of(Path(given.config).absolute(), settings.path, values.get("workspace", ""))
+        if given.max_reject_share is None:
+            given.max_reject_share = settings.max_reject_share
     if not given.log:
         raise InputError("--log is missing: name the log's folder, or a settings file with --config")
+
+
+def _log_of(config: Path, path: str, workspace: object) -> str:
+    """Return the log that a settings file names: relative folders are taken from where the file lies."""
+    if "://" in path:
+        return path
+    if path:
+        return str(config.parent / Path(path).expanduser())
+    if not isinstance(workspace, str) or not workspace:
+        raise InputError(f"workspace = {workspace!r} in {config}: name a folder there, or the log with --log")
+    return str(config.parent / Path(workspace).expanduser() / "traffic")
 
 
 def _import(given: argparse.Namespace) -> None:

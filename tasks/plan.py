@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +132,17 @@ def choose_window(
     whole = traffic.span(log)
     if champion is not None:
         # Whole days: the same window all day long, however often it is asked for while traffic comes in.
-        midnight = whole.end.replace(hour=0, minute=0, second=0, microsecond=0)
-        end = midnight if midnight > whole.start else whole.end
-        latest = Window(max(whole.start, end - timedelta(days=window_days)), end)
-        window = Window.parse(asked) if asked else latest
-        return window, str(window), ""
+        if asked:
+            return Window.parse(asked), str(Window.parse(asked)), ""
+        now = datetime.now(UTC)
+        last, notice = whole.end, ""
+        if whole.start < now < last - timedelta(days=1):
+            notice = f"the log has rows dated up to {last}, later than now: the window ends now; mend their dates"
+            last = now
+        midnight = last.replace(hour=0, minute=0, second=0, microsecond=0)
+        end = midnight if midnight > whole.start else last
+        window = Window(max(whole.start, end - timedelta(days=window_days)), end)
+        return window, str(window), notice
     window = Window.parse(reference.window or asked or str(whole))
     profile = Window.parse(reference.profile) if reference.profile else window
     notice = ""

@@ -8,6 +8,7 @@ import pandas as pd
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
 
 from deployments.registry import Registry
 from distill import scoring
@@ -80,7 +81,9 @@ def monitor(
         raise InputError(
             f"student {settings.student.name!r} has no champion yet: python -m flows.retrain makes the first"
         )
-    window, _, _ = choose_window(asked, champion, log, settings.traffic.window_days, reference)
+    window, _, notice = choose_window(asked, champion, log, settings.traffic.window_days, reference)
+    if notice:
+        get_run_logger().warning(notice)
     frame = rows_of(log, window)
     folder = reports / f"{traffic.window_digest(frame)[:12]}-champion-{champion.version}"
     folder.mkdir(parents=True, exist_ok=True)

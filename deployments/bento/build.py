@@ -108,7 +108,10 @@ def _check(checkpoint: Path, settings: PackagingSettings) -> None:
     index = checkpoint / "model.safetensors.index.json"
     weights = {"model.safetensors"}
     if index.is_file():
-        weights = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        try:
+            weights = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"checkpoint {checkpoint}: {index.name} is damaged ({error}): export it again") from error
     if missing := sorted(file for file in weights if not (checkpoint / file).is_file()):
         raise InputError(
             f"checkpoint {checkpoint} lacks {len(missing)} of {len(weights)} weight files "

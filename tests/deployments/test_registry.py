@@ -175,14 +175,6 @@ def test_a_lost_checkpoint_is_named_when_it_is_fetched(registry: Registry, check
         registry.fetch("1", Path("unused"))
 
 
-def test_tags_are_written_over(registry: Registry, checkpoint: Path) -> None:
-    registered(registry, "r1", checkpoint)
-    registry.set_tags("1", {"verdict": "fail", "bento": "student:1"})
-    champion = registry.challenger()
-    assert champion is not None
-    assert (champion.tags["verdict"], champion.tags["bento"]) == ("fail", "student:1")
-
-
 @pytest.fixture
 def server(tmp_path: Path, schema: Path) -> Iterator[str]:
     shutil.copy(schema, tmp_path / "server.db")

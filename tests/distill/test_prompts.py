@@ -92,6 +92,13 @@ def test_the_vocabulary_reaches_to_the_largest_id(tiny_checkpoint: Path) -> None
     assert vocabulary_size(tokenizer) == tokenizer.convert_tokens_to_ids("<more>") + 1
 
 
+def test_a_damaged_chat_template_is_an_input_error(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message")
+    with pytest.raises(InputError, match=r"chat template of .*checkpoint.* cannot be used"):
+        load_tokenizer(folder)
+
+
 def test_a_damaged_tokenizer_is_an_input_error_that_names_the_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_checkpoint, tmp_path / "damaged")
     (copy / "tokenizer.json").write_text('{"version": "1.0", ')

@@ -93,6 +93,17 @@ def test_checking_and_identity_load_no_weights(tiny_checkpoint: Path, monkeypatc
     assert len(teacher.digest) == 64
 
 
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_teacher_with_a_damaged_file_is_refused_and_the_file_named(
+    tiny_checkpoint: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "teacher")
+    (folder / name).write_text(content)
+    with pytest.raises(InputError, match=rf"teacher\.model .*: {name} (is damaged|holds no table)"):
+        LocalTeacher(folder, top_k=4, max_new_tokens=4)
+
+
 def test_a_teacher_that_lacks_a_file_is_refused_at_once(tiny_checkpoint: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_checkpoint, tmp_path / "teacher")
     (copy / "model.safetensors").unlink()

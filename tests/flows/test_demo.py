@@ -76,6 +76,11 @@ def test_a_rollback_puts_the_previous_champion_and_its_profile_back_once(demo_fo
     report = json.loads(seen.stdout.splitlines()[-1])
     assert report["champion"] == "1"
     assert report["drift"]["reference_window"] == helpdesk.REFERENCE_WINDOW
+    answered = command(demo_folder, "retrain", "--window", helpdesk.DRIFTED_WINDOW, "--json")
+    assert (
+        "the champion is version 1, --again makes a new retrain"
+        in json.loads(answered.stdout.splitlines()[-1])["notice"]
+    )
     again = command(demo_folder, "rollback")
     assert again.returncode == 2
     assert "error: nothing to roll back to" in again.stderr

@@ -1,14 +1,17 @@
 """Settings: file < environment < command line, and mistakes as one line."""
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows import cli, settings
 from flows.settings import Settings, SettingsError, load, result_changing, setting_keys
+from flows.wiring import Places
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def test_the_environment_can_name_the_file(config: Path, monkeypatch: pytest.Mon
     ("text", "said"),
     [
         ("[training]\nepoch = 2", ["training.epoch = 2", "redistill.toml", "the nearest is training.epochs"]),
-        ("[trainin]\nepochs = 2", ["trainin", "redistill.toml", "the nearest is training"]),
+        ("[trainng]\nepochs = 2", ["trainng", "redistill.toml", "the nearest is training"]),
         ('[training]\nepochs = "many"', ["training.epochs = 'many'", "redistill.toml", "valid number"]),
         ("[training]\nepochs = -1", ["training.epochs = -1", "redistill.toml", "greater than 0"]),
         ("[training]\nbatch_size = 64\nprocesses = 3", ["training", "redistill.toml", "not a multiple of processes 3"]),
@@ -95,6 +98,43 @@ def test_relative_folders_in_the_file_are_taken_from_where_it_lies(tmp_path: Pat
     assert chosen.workspace == str(tmp_path / "here")
     assert chosen.teacher.model == str(tmp_path / "models" / "large")
     assert chosen.student.base == "owner/hub-name"
+
+
+def test_a_registry_file_is_the_same_wherever_the_command_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "redistill.toml").write_text('workspace = "here"\n[registry]\nuri = "sqlite:///models/mlflow.db"\n')
+    monkeypatch.chdir("/")
+    expected = f"sqlite:///{tmp_path}/models/mlflow.db"
+    assert Places(load(tmp_path / "redistill.toml")).registry_uri == expected
+    given = load(None, {"workspace": str(tmp_path / "here"), "registry": {"uri": "sqlite:///mlflow.db"}})
+    assert Places(given).registry_uri == f"sqlite:///{tmp_path}/here/mlflow.db"
+
+
+@pytest.mark.parametrize("key", ["workspace", "teacher.signals", "packaging.home"])
+def test_a_url_where_a_folder_of_this_machine_is_needed_is_refused(key: str) -> None:
+    *table, name = key.split(".")
+    values: dict[str, Any] = {name: "s3://bucket/x"}
+    with pytest.raises(SettingsError, match=f"{key} = 's3://bucket/x': this is a folder of this machine"):
+        load(None, {table[0]: values} if table else values)
+
+
+def test_a_file_without_a_workspace_is_an_error_and_no_demo(tmp_path: Path) -> None:
+    (tmp_path / "redistill.toml").write_text("[training]\nepochs = 2\n")
+    environment = {**os.environ, "REDISTILL_CONFIG": str(tmp_path / "redistill.toml")}
+    command = [sys.executable, "-m", "flows.retrain"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, f"error: {settings.NO_WORKSPACE}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["redistill.toml"]
+
+
+def test_an_api_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
+    environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    command = [sys.executable, "-m", "flows.retrain", "--workspace", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1
+    assert "error: Failed to reach API at http://127.0.0.1:9/api" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_password_in_an_address_is_refused_and_not_shown() -> None:

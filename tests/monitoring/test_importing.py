@@ -329,6 +329,43 @@ def test_a_source_that_cannot_be_used_is_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
+def test_a_blank_ground_truth_has_not_arrived_yet(tmp_path: Path, log: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(
+            json.dumps({"request_id": f"n{n}", "timestamp": "2026-01-01", "prompt": "x", "reference": text}) + "\n"
+            for n, text in enumerate(("", "  ", "yes"))
+        )
+    )
+    import_file(str(tmp_path / "rows.jsonl"), log)
+    assert read_window(log, ALL)["reference"].isna().tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("place", ["log", "source"])
+def test_a_store_that_does_not_answer_is_one_line_without_its_password(place: str, tmp_path: Path, log: str) -> None:
+    url = "ftp://user:secret@127.0.0.1:9/there.csv"
+    source = str(write_csv(tmp_path / "good.csv", GOOD))
+    with pytest.raises(InputError, match=r"127\.0\.0\.1:9") as caught:
+        import_file(source if place == "log" else url, url if place == "log" else log, mapping=MAPPING)
+    assert "secret" not in str(caught.value)
+
+
+def test_the_command_writes_to_the_log_that_the_flows_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = str(write_csv(tmp_path / "rows.csv", many(3)))
+    (tmp_path / "conf").mkdir()
+    config = tmp_path / "conf" / "redistill.toml"
+    monkeypatch.chdir(tmp_path)
+    for text, place in (('[traffic]\npath = "log"', "conf/log"), ('workspace = "../w"', "w/traffic")):
+        config.write_text(text)
+        assert traffic.main(["import", source, "--config", str(config)]) == 0
+        assert len(read_window(str(tmp_path / place), ALL)) == 3
+    for text, said in (("workspace = 3", "workspace = 3"), ("", "workspace = ''"), ("traffic = 3", "traffic = 3")):
+        config.write_text(text)
+        assert traffic.main(["import", source, "--config", str(config)]) == 2
+        assert said in capsys.readouterr().err
+
+
 KILLED_AT = """
 import itertools, os, signal, sys
 from monitoring import commits, traffic
