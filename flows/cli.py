@@ -49,11 +49,11 @@ def parser(program: str, description: str, epilog: str = "") -> argparse.Argumen
         if table not in groups:
             described = settings.Settings.model_fields[table].annotation.__doc__ if table != "settings" else None
             groups[table] = arguments.add_argument_group(table, described)
-        default = "empty" if field.default == "" else field.default
+        default = settings.shown_default(field).replace("%", "%%") or "empty"
         groups[table].add_argument(
             f"--{key}",
             dest=key,
-            metavar=getattr(field.annotation, "__name__", "choice").upper(),
+            metavar=getattr(field.annotation, "__name__", "choice").upper().replace("TUPLE", "NAME,NAME"),
             help=f"{field.description} (default: {default})",
         )
     return arguments

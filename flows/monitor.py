@@ -40,6 +40,7 @@ def monitor(
         places.runs,
         places.workspace / "monitor",
         places.log,
+        places.ledger,
         asked=window,
         reference=chosen.reference,
         settings=wiring.watching(chosen),

@@ -108,7 +108,7 @@ def _stages(run: "Run", chosen: settings.Settings, places: "Places", registry: "
     from tasks import judge, ship, teach, train, watch
 
     watching, teaching = wiring.watching(chosen), wiring.teaching(chosen, places)
-    decision = watch.watch(run, watching)
+    decision = watch.watch(run, places.log, places.ledger, watching)
     if not decision["trigger"]:
         return "held"
     start = wiring.start_of(run, chosen)

@@ -21,7 +21,14 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from deployments.connection import masked
 from deployments.settings import PackagingSettings, RegistrySettings
 from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
-from monitoring.settings import DriftSettings, JudgingSettings, ReferenceSettings, TrafficSettings
+from monitoring.settings import (
+    DriftSettings,
+    FeatureSettings,
+    JudgingSettings,
+    PolicySettings,
+    ReferenceSettings,
+    TrafficSettings,
+)
 
 PREFIX = "REDISTILL_"
 MODELS = ("student.base", "teacher.model")  # folders, or names on a hub
@@ -43,7 +50,12 @@ class Settings(BaseSettings):
     """Everything that can be set; `load` reads it from its sources."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__", env_nested_max_split=1
+        frozen=True,
+        extra="forbid",
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        env_nested_max_split=1,
+        enable_decoding=False,  # a list is written with commas, as on the command line, not as JSON
     )
 
     workspace: str = Field(
@@ -56,7 +68,9 @@ class Settings(BaseSettings):
     training: TrainingSettings = TrainingSettings()
     traffic: TrafficSettings = TrafficSettings()
     reference: ReferenceSettings = ReferenceSettings()
+    features: FeatureSettings = FeatureSettings()
     drift: DriftSettings = DriftSettings()
+    policy: PolicySettings = PolicySettings()
     judging: JudgingSettings = JudgingSettings()
     registry: RegistrySettings = RegistrySettings()
     packaging: PackagingSettings = PackagingSettings()
@@ -118,8 +132,13 @@ def result_changing(settings: Settings) -> dict[str, Any]:
     for key, field in setting_keys():
         extra = field.json_schema_extra
         if not (isinstance(extra, dict) and extra.get("location")):
-            changing[key] = value_at(settings.model_dump(), key)
+            changing[key] = value_at(settings.model_dump(mode="json"), key)
     return changing
+
+
+def shown_default(field: FieldInfo) -> str:
+    """Return a setting's default as it is written at the prompt; a list has commas between its values."""
+    return ",".join(field.default) if isinstance(field.default, tuple) else str(field.default)
 
 
 def value_at(values: Mapping[str, Any], key: str) -> Any:
@@ -210,8 +229,9 @@ def markdown() -> str:
     """Return every setting as a Markdown table; README holds it, and a test keeps the two alike."""
     lines = ["| setting | default | what it is |", "|---|---|---|"]
     for key, field in setting_keys():
-        default = "" if field.default == "" else f"`{field.default}`"
-        lines.append(f"| `{key}` | {default} | {str(field.description).replace('%%', '%')} |")
+        default = shown_default(field).replace("|", r"\|")  # else it would end the cell
+        shown = f"`{default}`" if default else ""
+        lines.append(f"| `{key}` | {shown} | {str(field.description).replace('%%', '%')} |")
     return "\n".join(lines)
 
 

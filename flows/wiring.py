@@ -20,6 +20,7 @@ class Places:
         workspace.mkdir(parents=True, exist_ok=True)
         self.workspace = workspace
         self.runs = workspace / "runs"
+        self.ledger = workspace / "decisions.db"
         self.log = settings.place(settings.traffic.path, "traffic")
         self.signals = settings.place(settings.teacher.signals, "signals")
         self.bentos = Path(settings.place(settings.packaging.home, "bentoml"))
@@ -36,12 +37,16 @@ def registry(settings: Settings, places: Places) -> Registry:
 
 def watching(settings: Settings) -> Watching:
     """Return what watching goes by."""
-    return Watching(settings.traffic, settings.drift, settings.student, settings.teacher)
+    return Watching(
+        settings.traffic, settings.features, settings.drift, settings.policy, settings.student, settings.teacher
+    )
 
 
 def teaching(settings: Settings, places: Places) -> Teaching:
     """Return what the teacher is asked by."""
-    return Teaching(settings.student, settings.teacher, settings.training, settings.traffic, places.signals)
+    return Teaching(
+        settings.student, settings.teacher, settings.training, settings.traffic, places.signals, places.ledger
+    )
 
 
 def start_of(run: Run, settings: Settings) -> Path:

@@ -1,35 +1,47 @@
-"""Reference profile x features of a window -> DriftReport.
+"""Reference profile x features of a window -> DriftReport. Also a command: two tables, any columns.
 
-A column drifts when the lower 95 % bound of its PSI reaches `psi_bound`, or when its KS distance reaches
-`ks_distance` and is significant after Holm's correction over all columns: both a size and its certainty are
-asked for, so that neither a small window nor a huge one raises an alarm on its own. What cannot be compared,
-a column that is gone, empty or of another type, is a finding, never an exception.
+    python -m monitoring.drift REFERENCE CURRENT [--config FILE] [--json] [--html FILE]
+
+Severity of a column, from the size of a change and its certainty together, so that neither a small window nor a huge
+one raises an alarm on its own:
+
+    info      p of KS (numbers) or chi-square (categories), corrected over all columns, is below `info_alpha`
+    warning   the lower 95 % bound of PSI reaches `psi_bound`,
+              or the KS distance reaches `ks_distance` and its corrected p is below `alpha`
+    critical  the lower bound reaches `critical_bound`, or measured accuracy is below `quality_floor`
+
+What no column shows alone, `compare_rows` finds in a sample of the rows: info when MMD's p is below `info_alpha`,
+warning when a classifier tells the window from the reference besides, the lower 95 % bound of its AUC `auc_bound` or
+more.
+
+What cannot be compared, a column that is gone, empty or of another type, is a finding, never an exception.
 """
 
+import sys
 from typing import Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, computed_field
 
-from monitoring.columns import CategoricalColumn, Counted, NumericColumn
-from monitoring.features import floats, is_numeric, texts
+from monitoring import statistics
+from monitoring.attribution import Moved, moved
+from monitoring.columns import MIN_COUNT, CategoricalColumn, Counted, NumericColumn
+from monitoring.multivariate import DomainAuc, Mmd, domain_auc, mmd
+from monitoring.performance import Quality
 from monitoring.profile import ReferenceProfile
 from monitoring.settings import DriftSettings
-from monitoring.statistics import (
-    holm,
-    ks_distance,
-    ks_p_value,
-    merge_bins,
-    merge_categories,
-    psi,
-    psi_lower_bound,
-    psi_p_value,
-)
+from monitoring.tally import ColumnTally, Tally, count
 
 MIN_VALUES = 20  # fewer values of a column make no two cells to compare
 MISSING_CHANGE = 0.1  # a change in the share of missing values from which it is a finding
 MOSTLY_OTHER = 0.5  # share of OTHER in a reference column from which it is a finding
+OUTSIDE = 0.01  # share of values outside of the reference's range from which it is a finding
+MAX_NEW = 10  # categories of the window that the profile does not have, named
+
+Severity = Literal["none", "info", "warning", "critical"]
+SEVERITIES: tuple[Severity, ...] = ("none", "info", "warning", "critical")
+ALARMS = ("warning", "critical")
 
 
 class ColumnDrift(BaseModel):
@@ -45,11 +57,23 @@ class ColumnDrift(BaseModel):
     cells: int = 0  # of the PSI
     ks_distance: float | None = None  # numeric columns only
     ks_p: float | None = None
-    ks_p_adjusted: float | None = None
+    chi_square_p: float | None = None  # categorical columns only
+    p_adjusted: float | None = None  # of KS or chi-square, corrected for the number of columns
+    jensen_shannon: float | None = None  # distance, 0 to 1
+    wasserstein: float | None = None  # numeric columns only
     missing_reference: float  # share of rows
     missing_current: float | None = None
-    drifted: bool = False
+    outside: float | None = None  # share of the values that lie beyond the reference's smallest and largest
+    new_categories: dict[str, float] = {}  # share of the values, the most frequent ones
+    moved: list[Moved] = []  # the bins or categories that make most of the PSI
+    severity: Severity = "none"
     why: str
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def drifted(self) -> bool:
+        """Whether the severity is warning or above."""
+        return self.severity in ALARMS
 
 
 class DriftReport(BaseModel):
@@ -64,86 +88,139 @@ class DriftReport(BaseModel):
     model_version: str
     columns: list[ColumnDrift]
     findings: list[str]
-    drifted: bool
-    drifted_columns: list[str]
     max_psi: float | None  # None: nothing could be compared
+    mmd: Mmd | None = None  # None: rows were not compared
+    domain: DomainAuc | None = None  # None: MMD saw nothing to look into
+    rows_severity: Severity = "none"
+    quality: Quality | None = None  # None: not measured, nor estimated
+    quality_severity: Severity = "none"
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def severity(self) -> Severity:
+        """The highest severity of its columns, its rows and the model's quality."""
+        others = (self.rows_severity, self.quality_severity)
+        return max([*others, *(column.severity for column in self.columns)], key=SEVERITIES.index)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def drifted(self) -> bool:
+        """Whether the severity is warning or above."""
+        return self.severity in ALARMS
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def drifted_columns(self) -> list[str]:
+        """The columns at warning or above, the largest PSI first."""
+        return [column.name for column in self.columns if column.drifted]
+
+    def rows_told(self) -> str:
+        """Return in words what whole rows show."""
+        if self.mmd is None or self.mmd.p is None:
+            return f"not compared: {self.mmd.why if self.mmd else 'no sample'}"
+        told = f"MMD {self.mmd.distance:.3f}, p {self.mmd.p:.2g}"
+        if self.domain is not None and self.domain.auc is not None:
+            told += f"; a classifier tells them apart with AUC {self.domain.auc:.2f}, at least {self.domain.low:.2f}"
+        return f"{told}; {self.rows_severity if self.rows_severity != 'none' else 'quiet'}"
 
 
-def compare(profile: ReferenceProfile, features: pd.DataFrame, window: str, settings: DriftSettings) -> DriftReport:
-    """Compare a window's features with the reference, column by column; odd data makes findings."""
-    current = features.rename(columns=str)
-    findings = _findings_of_table(profile, current, settings)
-    current = current.loc[:, ~current.columns.duplicated()]
+def compare(
+    profile: ReferenceProfile, current: pd.DataFrame | Tally, window: str, settings: DriftSettings
+) -> DriftReport:
+    """Compare a window's features, or the tally of them, with the reference; odd data makes findings."""
+    tally = current if isinstance(current, Tally) else count(profile, _capped(current, settings), sample_rows=0, seed=0)
+    findings = _findings_of_table(profile, tally, settings)
     measured = []
     for name, reference in profile.columns.items():
-        column, found = _measure(name, reference, current.get(name), len(current), settings.bins)
+        column, found = _measure(name, reference, tally.columns[name], tally.rows, settings.bins)
         measured.append(column)
         findings.extend(found)
-    columns = [_judge(column, settings) for column in _adjust(measured)]
+    columns = [_judge(column, settings) for column in _adjust(measured, settings)]
     columns.sort(key=lambda column: (column.psi is None, -(column.psi or 0.0), column.name))
-    drifted = [column.name for column in columns if column.drifted]
     return DriftReport(
         window=window,
-        rows=len(current),
+        rows=tally.rows,
         reference_window=profile.window,
         reference_rows=profile.rows,
         model_version=profile.model_version,
         columns=columns,
         findings=findings,
-        drifted=bool(drifted),
-        drifted_columns=drifted,
         max_psi=max((column.psi for column in columns if column.psi is not None), default=None),
     )
 
 
-def _findings_of_table(profile: ReferenceProfile, current: pd.DataFrame, settings: DriftSettings) -> list[str]:
+def compare_rows(
+    profile: ReferenceProfile, sample: pd.DataFrame, report: DriftReport, settings: DriftSettings
+) -> DriftReport:
+    """Return the report with what rows show that no column does, from samples of both sides."""
+    found, domain, severity = mmd(profile.sample, sample, seed=0), None, "none"
+    if found.p is not None and found.p < settings.info_alpha:
+        severity, domain = "info", domain_auc(profile.sample, sample, seed=0)
+        if domain.low is not None and domain.low >= settings.auc_bound:
+            severity = "warning"
+    return report.model_copy(update={"mmd": found, "domain": domain, "rows_severity": severity})
+
+
+def with_quality(report: DriftReport, quality: Quality, settings: DriftSettings) -> DriftReport:
+    """Return the report with the model's quality: critical when measured accuracy is surely below `quality_floor`."""
+    low = quality.accuracy is not None and quality.accuracy.high < settings.quality_floor
+    return report.model_copy(update={"quality": quality, "quality_severity": "critical" if low else "none"})
+
+
+def _capped(current: pd.DataFrame, settings: DriftSettings) -> pd.DataFrame:
+    if not settings.max_rows or len(current) <= settings.max_rows:
+        return current
+    return current.iloc[np.sort(np.random.default_rng(0).choice(len(current), settings.max_rows, replace=False))]
+
+
+def _findings_of_table(profile: ReferenceProfile, tally: Tally, settings: DriftSettings) -> list[str]:
     findings = []
-    for place, rows in (("window", len(current)), ("reference", profile.rows)):
+    for place, rows in (("window", tally.rows), ("reference", profile.rows)):
         if rows == 0:
             findings.append(f"the window is empty; at least {settings.min_rows} rows are needed")
         elif rows < settings.min_rows:
             findings.append(f"the {place} has too few rows: {rows}; at least {settings.min_rows} are needed")
-    if not current.columns.is_unique:
-        twice = sorted(set(current.columns[current.columns.duplicated()]))
-        findings.append(f"columns given twice, only the first of each is compared: {', '.join(twice)}")
-    new = sorted(set(current.columns) - set(profile.columns))
-    findings.extend(f"{name}: not in the reference; not compared" for name in new)
+    if tally.twice:
+        findings.append(f"columns given twice, only the first of each is compared: {', '.join(sorted(tally.twice))}")
+    findings.extend(f"{name}: not in the reference; not compared" for name in sorted(tally.new))
     return findings
 
 
 def _measure(
-    name: str, reference: NumericColumn | CategoricalColumn, series: pd.Series | None, rows: int, bins: int
+    name: str, reference: NumericColumn | CategoricalColumn, column: ColumnTally, rows: int, bins: int
 ) -> tuple[ColumnDrift, list[str]]:
     """Return the column's statistics, not yet judged, and its findings."""
-    before = reference.counted
-    now = None if series is None or is_numeric(series) != _numeric(reference) else reference.count(series)
+    before, now = reference.counted, column.counted
+    comparable = rows and not column.absent and not column.mistyped
     draft = ColumnDrift(
         name=name,
         kind=reference.kind,
-        missing_reference=_missing_share(before),
-        missing_current=_missing_share(now) if now and rows else None,
-        why="below both bounds",
+        missing_reference=before.missing_share,
+        missing_current=now.missing_share if comparable else None,
+        why="below all thresholds",
     )
-    obstacle = _obstacle(series, before, now)
-    if series is None or now is None or obstacle:
+    if obstacle := _obstacle(reference, before, column, rows):
         # That the window is empty is said once, for the whole table.
         found = [f"{name}: {obstacle}; not compared"] if rows else []
         return draft.model_copy(update={"why": f"not compared: {obstacle}"}), found
     numbers = _statistics(reference, before, now, bins)
-    return draft.model_copy(update=numbers), _findings_of_column(name, reference, before, now, series)
+    return draft.model_copy(update=numbers), _findings_of_column(name, reference, before, now)
 
 
-def _obstacle(series: pd.Series | None, before: Counted, now: Counted | None) -> str:
-    """Say why a column cannot be compared; empty when it can be. `now` is None where it has another type."""
-    if series is None:
-        return "missing from the window"
-    if series.isna().all():
-        return "no values in the window" if before.cells.any() else "no values in the window, nor in the reference"
-    if not before.cells.any():
+def _obstacle(reference: NumericColumn | CategoricalColumn, before: Counted, column: ColumnTally, rows: int) -> str:
+    """Say why a column cannot be compared; empty when it can be."""
+    now = column.counted
+    if column.absent:
+        part = "" if column.absent == rows else f" in {column.absent} of its {rows} rows"
+        return f"missing from the window{part}"
+    if column.mistyped and before.values:
+        part = "" if column.mistyped == rows else f" in {column.mistyped} of {rows} rows"
+        return f"changed type, it is {'not ' if isinstance(reference, NumericColumn) else ''}numeric now{part}"
+    if not now.values and not now.infinite and not column.mistyped:
+        return "no values in the window" if before.values else "no values in the window, nor in the reference"
+    if not before.values:
         return "no values in the reference"
-    if now is None:
-        return f"changed type, it is {'' if is_numeric(series) else 'not '}numeric now"
-    for place, values in (("window", int(now.cells.sum())), ("reference", int(before.cells.sum()))):
+    for place, values in (("window", now.values), ("reference", before.values)):
         if values < MIN_VALUES:
             return f"only {values} values in the {place}, at least {MIN_VALUES} are needed"
     return ""
@@ -151,94 +228,110 @@ def _obstacle(series: pd.Series | None, before: Counted, now: Counted | None) ->
 
 def _statistics(
     reference: NumericColumn | CategoricalColumn, before: Counted, now: Counted, bins: int
-) -> dict[str, float]:
+) -> dict[str, object]:
+    numbers: dict[str, object]
     if isinstance(reference, NumericColumn):
-        p, q = merge_bins(before.cells, now.cells, bins)
+        p, q = statistics.merge_bins(before.cells, now.cells, bins)
+        distance, ks_p = statistics.ks_test(before.cells, now.cells)
+        numbers = {
+            "ks_distance": distance,
+            "ks_p": ks_p,
+            "outside": now.outside / now.values,
+            "wasserstein": statistics.wasserstein(
+                before.cells,
+                now.cells,
+                np.array(reference.edges),
+                min(before.low, now.low),
+                max(before.high, now.high),
+            ),
+        }
     else:  # a missing value is a category too
-        p, q = merge_categories(np.append(before.cells, before.missing), np.append(now.cells, now.missing))
-    n, m, value = int(p.sum()), int(q.sum()), psi(p, q)
-    numbers = {
+        p, q = statistics.merge_categories(np.append(before.cells, before.missing), np.append(now.cells, now.missing))
+        frequent = sorted(now.others.items(), key=lambda item: (-item[1], item[0]))[:MAX_NEW]
+        numbers = {
+            "chi_square_p": statistics.chi_square_p(p, q),
+            "new_categories": {name: times / now.values for name, times in frequent if times >= MIN_COUNT},
+        }
+    n, m, value = int(p.sum()), int(q.sum()), statistics.psi(p, q)
+    return numbers | {
         "psi": value,
-        "psi_lower": psi_lower_bound(value, n, m, len(p)),
-        "psi_p": psi_p_value(value, n, m, len(p)),
+        "psi_lower": statistics.psi_lower_bound(value, n, m, len(p)),
+        "psi_p": statistics.psi_p_value(value, n, m, len(p)),
         "cells": len(p),
+        "jensen_shannon": statistics.jensen_shannon(p, q),
+        "moved": moved(reference, before, now, bins),
     }
-    if isinstance(reference, NumericColumn):
-        distance = ks_distance(before.cells, now.cells)
-        numbers |= {"ks_distance": distance, "ks_p": ks_p_value(distance, n, m)}
-    return numbers
 
 
 def _findings_of_column(
-    name: str,
-    reference: NumericColumn | CategoricalColumn,
-    before: Counted,
-    now: Counted,
-    series: pd.Series,
+    name: str, reference: NumericColumn | CategoricalColumn, before: Counted, now: Counted
 ) -> list[str]:
     findings = []
     if now.infinite or before.infinite:
         counts = f"{now.infinite} infinite values in the window, {before.infinite} in the reference"
         findings.append(f"{name}: {counts}; counted as missing")
-    missing = _missing_share(before), _missing_share(now)
+    missing = before.missing_share, now.missing_share
     if abs(missing[1] - missing[0]) >= MISSING_CHANGE:
         findings.append(f"{name}: missing in {missing[0]:.1%} of the reference and in {missing[1]:.1%} of the window")
+    if now.outside >= OUTSIDE * now.values:
+        findings.append(f"{name}: {now.outside / now.values:.1%} of its values lie outside of the reference's range")
+    numeric = isinstance(reference, NumericColumn)
     places = [
         place
         for place, constant in (
             # Two different values never share a profile's only filled bin; OTHER may hold many.
-            ("reference", np.count_nonzero(before.cells) == 1 and (_numeric(reference) or before.cells[-1] == 0)),
-            ("window", _constant(series)),
+            ("reference", np.count_nonzero(before.cells) == 1 and (numeric or before.cells[-1] == 0)),
+            ("window", now.low == now.high if numeric else _one_category(now)),
         )
         if constant
     ]
     if places:
         findings.append(f"{name}: constant in the {' and in the '.join(places)}")
-    if not _numeric(reference) and before.cells[-1] >= MOSTLY_OTHER * before.cells.sum():
-        share = before.cells[-1] / before.cells.sum()
+    if not numeric and before.cells[-1] >= MOSTLY_OTHER * before.values:
+        share = before.cells[-1] / before.values
         findings.append(f"{name}: {share:.0%} of the reference are rare categories; changes among them are not seen")
     return findings
 
 
-def _numeric(reference: NumericColumn | CategoricalColumn) -> bool:
-    return isinstance(reference, NumericColumn)
+def _one_category(now: Counted) -> bool:
+    """Say whether all values are of one category, of the profile or not."""
+    return int(np.count_nonzero(now.cells[:-1])) + len(now.others) == 1
 
 
-def _constant(series: pd.Series) -> bool:
-    if is_numeric(series):
-        values = floats(series)
-        finite = values[np.isfinite(values)]
-        return bool(finite.size and finite.min() == finite.max())
-    return texts(series).nunique() == 1
-
-
-def _missing_share(counted: Counted) -> float:
-    rows = int(counted.cells.sum()) + counted.missing
-    return counted.missing / rows if rows else 0.0
-
-
-def _adjust(columns: list[ColumnDrift]) -> list[ColumnDrift]:
-    """Correct the KS p-values for the number of columns that were tested."""
-    adjusted = iter(holm([column.ks_p for column in columns if column.ks_p is not None]))
+def _adjust(columns: list[ColumnDrift], settings: DriftSettings) -> list[ColumnDrift]:
+    """Correct the p-values for the number of columns that were tested."""
+    found = [p for column in columns if (p := _p(column)) is not None]
+    correct = statistics.holm if settings.correction == "holm" else statistics.benjamini_hochberg
+    adjusted = iter(correct(found))
     return [
-        column if column.ks_p is None else column.model_copy(update={"ks_p_adjusted": next(adjusted)})
-        for column in columns
+        column if _p(column) is None else column.model_copy(update={"p_adjusted": next(adjusted)}) for column in columns
     ]
 
 
+def _p(column: ColumnDrift) -> float | None:
+    return column.ks_p if column.kind == "numeric" else column.chi_square_p
+
+
 def _judge(column: ColumnDrift, settings: DriftSettings) -> ColumnDrift:
+    severity: Severity = "none"
     reasons = []
-    if column.psi is not None and column.psi_lower is not None and column.psi_lower >= settings.psi_bound:
-        reasons.append(f"PSI {column.psi:.3f}, at least {column.psi_lower:.3f} >= {settings.psi_bound:g}")
-    if (
-        column.ks_distance is not None
-        and column.ks_p_adjusted is not None
-        and column.ks_distance >= settings.ks_distance
-        and column.ks_p_adjusted < settings.alpha
-    ):
-        reasons.append(
-            f"KS distance {column.ks_distance:.3f} >= {settings.ks_distance:g}, adjusted p {column.ks_p_adjusted:.1g}"
-        )
-    if not reasons:
-        return column
-    return column.model_copy(update={"drifted": True, "why": "; ".join(reasons)})
+    p, bound, distance = column.p_adjusted, column.psi_lower, column.ks_distance
+    if p is not None and p < settings.info_alpha:
+        severity = "info"
+        reasons = [f"{'KS' if column.kind == 'numeric' else 'chi-square'} adjusted p {p:.1g}, but no large change"]
+    alarms = []
+    if bound is not None and bound >= settings.psi_bound:
+        alarms.append(f"PSI {column.psi:.3f}, at least {bound:.3f} >= {settings.psi_bound:g}")
+    if distance is not None and p is not None and distance >= settings.ks_distance and p < settings.alpha:
+        alarms.append(f"KS distance {distance:.3f} >= {settings.ks_distance:g}, adjusted p {p:.1g}")
+    if alarms:
+        severity, reasons = "warning", alarms
+        if bound is not None and bound >= settings.critical_bound:
+            severity = "critical"
+    return column.model_copy(update={"severity": severity, "why": "; ".join(reasons)}) if reasons else column
+
+
+if __name__ == "__main__":
+    from monitoring.tables import main
+
+    sys.exit(main())

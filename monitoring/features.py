@@ -1,39 +1,87 @@
 """Logged rows -> a frame of numeric and categorical columns that drift is measured on; prompts stay behind.
 
-    numeric       prompt_chars prompt_words type_token_ratio non_ascii_share mean_logprob latency_ms
-                  meta_* (numbers)
-    categorical   response (the answer or class that was given, as it is), meta_* (everything else)
+    numeric       prompt_chars prompt_words token_count unknown_rate type_token_ratio char_entropy zlib_ratio
+                  non_ascii_share (of the prompt: monitoring/text.py says what each is), refusal (1: the response
+                  looks like one), mean_logprob latency_ms meta_* (numbers)
+    categorical   topic (of the prompt), response (the answer or class that was given, as it is),
+                  meta_* (everything else)
 
-`reference`, the ground truth that arrives late, is no feature. What a row lacks is missing in its features;
-a column that the log lacks is a column of missing values, so that the drift report can say so.
+`features.use` in the settings chooses among them, and names one's own (monitoring/extensions.py). `reference`, the
+ground truth that arrives late, is no feature. What a row lacks is missing in its features; a column that the log
+lacks is a column of missing values, so that the drift report can say so.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from monitoring import text
 from monitoring.errors import InputError
+from monitoring.extensions import own_feature
+from monitoring.settings import ALL_META, FeatureSettings
+from monitoring.text import Tokenizer
 
 LOGGED_NUMBERS = ("mean_logprob", "latency_ms")
 
 
-def features(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one row of features for each logged row, under the same index.
+def features(
+    frame: pd.DataFrame, settings: FeatureSettings | None = None, tokenizer: Tokenizer | None = None
+) -> pd.DataFrame:
+    """Return one row of the chosen features for each logged row, under the same index.
 
-    Numeric columns are float64 with NaN for missing, categorical ones hold str or None.
-    Raises InputError when the frame has no `prompt` column.
+    Numeric columns are float64 with NaN for missing, categorical ones hold str or None. `tokenizer` is the
+    student's (text.load_tokenizer); without it token_count and unknown_rate are missing throughout.
+    Raises InputError when the frame has no `prompt` column, or when a feature of one's own fails.
     """
     if "prompt" not in frame:
         raise InputError(f"column 'prompt' is missing; the frame has {list(frame.columns)}: read it with read_window")
-    columns: dict[str, pd.Series] = _text_features(frame["prompt"])
-    for name in LOGGED_NUMBERS:
-        columns[name] = numbers(frame[name]) if name in frame else pd.Series(np.nan, frame.index)
-    columns["response"] = texts(frame["response"]) if "response" in frame else pd.Series(None, frame.index, object)
-    for name in sorted(str(column) for column in frame.columns if str(column).startswith("meta_")):
-        columns[name] = numbers(frame[name]) if is_numeric(frame[name]) else texts(frame[name])
+    settings = settings or FeatureSettings()
+    used = [name for name in settings.use if name in text.NUMBERS]
+    measured = text.measure(texts(frame["prompt"]), used, tokenizer, settings.word_pieces)
+    columns: dict[str, pd.Series] = {}
+    for name in _names(frame, settings):
+        columns[name] = (
+            pd.Series(measured[name], frame.index) if name in measured else _feature(name, frame, settings.refusal)
+        )
     return pd.DataFrame(columns, index=frame.index)
+
+
+def _names(frame: pd.DataFrame, settings: FeatureSettings) -> Iterator[str]:
+    """Yield the features in the order of the settings, with what `meta_*` stands for in its place."""
+    for name in settings.use:
+        if name != ALL_META:
+            yield name
+        else:
+            yield from sorted({str(name) for name in frame.columns if str(name).startswith("meta_")} - {*settings.use})
+
+
+def _feature(name: str, frame: pd.DataFrame, refusal: str) -> pd.Series:
+    """Return one feature that is not a number measured on the prompt."""
+    if name == "topic":
+        return pd.Series(text.topics(texts(frame["prompt"])), frame.index, object)
+    if name == "refusal":
+        return _refusals(_logged("response", frame), refusal)
+    if name in LOGGED_NUMBERS:
+        return numbers(frame[name]) if name in frame else pd.Series(np.nan, frame.index, np.float64)
+    if name == "response":
+        return _logged(name, frame)
+    made = _logged(name, frame, as_it_is=True) if name.startswith("meta_") else own_feature(name, frame)
+    return numbers(made) if is_numeric(made) else texts(made)
+
+
+def _logged(name: str, frame: pd.DataFrame, *, as_it_is: bool = False) -> pd.Series:
+    if name not in frame:
+        return pd.Series([None] * len(frame), frame.index, dtype=object)
+    return frame[name] if as_it_is else texts(frame[name])
+
+
+def _refusals(responses: pd.Series, pattern: str) -> pd.Series:
+    matches = re.compile(pattern).search
+    found = [np.nan if response is None else float(matches(response) is not None) for response in responses]
+    return pd.Series(found, responses.index, np.float64)
 
 
 def is_numeric(series: pd.Series) -> bool:
@@ -56,31 +104,3 @@ def texts(series: pd.Series) -> pd.Series:
     missing = series.isna().to_numpy()
     values = [None if absent else str(value) for value, absent in zip(series, missing, strict=True)]
     return pd.Series(values, series.index, dtype=object)
-
-
-def _text_features(prompts: pd.Series) -> dict[str, pd.Series]:
-    measures: dict[str, Callable[[str], float]] = {
-        "prompt_chars": len,
-        "prompt_words": lambda prompt: len(prompt.split()),
-        "type_token_ratio": _type_token_ratio,
-        "non_ascii_share": _non_ascii_share,
-    }
-    present = texts(prompts)
-    return {
-        name: pd.Series(
-            [np.nan if prompt is None else measure(prompt) for prompt in present], prompts.index, np.float64
-        )
-        for name, measure in measures.items()
-    }
-
-
-def _type_token_ratio(prompt: str) -> float:
-    """Distinct words over words, case folded: 1 when no word repeats."""
-    words = prompt.lower().split()
-    return len(set(words)) / len(words) if words else np.nan
-
-
-def _non_ascii_share(prompt: str) -> float:
-    if prompt.isascii():
-        return 0.0 if prompt else np.nan
-    return 1 - len(prompt.encode("ascii", "ignore")) / len(prompt)

@@ -8,8 +8,9 @@ MIN_COUNT rows share.
 import hashlib
 import io
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from monitoring.columns import CategoricalColumn, NumericColumn, build_column
 from monitoring.errors import InputError
 from monitoring.features import numbers
 from monitoring.files import write_atomically
+from monitoring.performance import Calibration
 
 FORMAT: Final = 1
 JSON_NAME = "profile.json"
@@ -36,6 +38,8 @@ class ReferenceProfile(BaseModel):
     model_version: str
     rows: int = Field(gt=0)
     schema_digest: str
+    features: dict[str, Any] = {}  # the settings its features were made by
+    calibration: Calibration | None = None  # None: too few labels to tell what its confidence is worth
     columns: dict[str, Annotated[NumericColumn | CategoricalColumn, Field(discriminator="kind")]]
     _sample: pd.DataFrame = PrivateAttr()
 
@@ -63,6 +67,8 @@ class ReferenceProfile(BaseModel):
         max_categories: int,
         sample_rows: int,
         seed: int,
+        feature_settings: Mapping[str, Any] | None = None,
+        calibration: Calibration | None = None,
     ) -> Self:
         """Make the profile of a frame of features; `window` and `model_version` say what it is a profile of.
 
@@ -79,19 +85,28 @@ class ReferenceProfile(BaseModel):
             model_version=model_version,
             rows=len(named),
             schema_digest=_schema_digest(columns),
+            features=dict(feature_settings or {}),
+            calibration=calibration,
             columns=columns,
         )
         chosen = np.random.default_rng(seed).permutation(len(named))[:sample_rows]
         profile._sample = profile.rows_for_pictures(named.iloc[np.sort(chosen)])
         return profile
 
-    def rows_for_pictures(self, features: pd.DataFrame) -> pd.DataFrame:
-        """Return the profile's columns of the rows; categories that are not kept are OTHER."""
+    @property
+    def sample(self) -> pd.DataFrame:
+        """Some of the feature rows it was made of, rare categories as OTHER."""
+        return self._sample
+
+    def rows_for_pictures(self, features: pd.DataFrame, names: Iterable[str] | None = None) -> pd.DataFrame:
+        """Return the profile's columns of the rows, or some of them; categories that are not kept are OTHER."""
+        chosen = {name: self.columns[name] for name in (self.columns if names is None else names)}
         return pd.DataFrame(
             {
                 name: numbers(features[name]) if isinstance(column, NumericColumn) else column.group(features[name])
-                for name, column in self.columns.items()
-            }
+                for name, column in chosen.items()
+            },
+            index=features.index,
         )
 
     def save(self, folder: str | Path) -> None:

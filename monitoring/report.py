@@ -126,7 +126,8 @@ def _put_first(section: str, page: str, window: str) -> str:
 
 
 def _section(report: DriftReport) -> str:
-    verdict = f"drift in {', '.join(report.drifted_columns)}" if report.drifted else "no drift"
+    drifted = report.drifted_columns or (["whole rows"] if report.drifted else [])
+    verdict = f"{report.severity}, drift in {', '.join(drifted)}" if drifted else "no drift"
     rows = "".join(_row(column) for column in report.columns)
     findings = "".join(f"<li>{html.escape(finding)}</li>" for finding in report.findings)
     head = "".join(f"<th>{title}</th>" for title in _TITLES)
@@ -138,6 +139,8 @@ def _section(report: DriftReport) -> str:
 <h1>{html.escape(report.window)}: {html.escape(verdict)}</h1>
 <p>{html.escape(compared)}</p>
 <table><tr>{head}</tr>{rows}</table>
+{f"<p>Whole rows: {html.escape(report.rows_told())}</p>" if report.mmd else ""}
+{f"<p>{html.escape(report.quality.told().capitalize())}</p>" if report.quality else ""}
 {f"<h2>Findings</h2><ul>{findings}</ul>" if findings else ""}</section>"""
 
 
@@ -149,11 +152,11 @@ def _row(column: ColumnDrift) -> str:
         _number(column.psi_lower, ".3f"),
         _number(column.psi_p, ".2g"),
         _number(column.ks_distance, ".3f"),
-        _number(column.ks_p_adjusted, ".2g"),
+        _number(column.p_adjusted, ".2g"),
         _number(column.missing_reference, ".1%"),
         _number(column.missing_current, ".1%"),
-        "drifted" if column.drifted else "",
-        column.why,
+        "" if column.severity == "none" else column.severity,
+        "; ".join([column.why, *map(str, column.moved)] if column.drifted else [column.why]),
     ]
     inner = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
     return f"<tr{' class=drifted' if column.drifted else ''}>{inner}</tr>"
@@ -170,10 +173,10 @@ _TITLES = (
     "at least (95&nbsp;%)",
     "p without drift",
     "KS distance",
-    "KS p (Holm)",
+    "p, corrected",
     "missing before",
     "missing now",
-    "verdict",
+    "severity",
     "why",
 )
 _STYLE = """<style>

@@ -1,11 +1,17 @@
 """What can be set about watching: the request log, the reference, drift and the verdict."""
 
+import re
+from difflib import get_close_matches
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.config import JsonDict
 
+from monitoring.extensions import own_names
 from monitoring.window import Window
 
 LOCATION: JsonDict = {"location": True}  # where a thing lies, not what comes out: no part of a request's identity
+TRIGGERS = ("drift", "age", "amount", "performance")
 
 
 class Section(BaseModel):
@@ -69,22 +75,107 @@ class ReferenceSettings(Section):
         return text
 
 
+ALL_META = "meta_*"  # every meta_ column of the log
+FEATURES = (
+    *("prompt_chars", "prompt_words", "token_count", "unknown_rate", "type_token_ratio", "char_entropy", "zlib_ratio"),
+    *("non_ascii_share", "topic", "refusal", "response", "mean_logprob", "latency_ms", ALL_META),
+)
+USED = tuple(name for name in FEATURES if name not in ("char_entropy", "zlib_ratio"))  # they go with the length
+
+
+class FeatureSettings(Section):
+    """Which features of the traffic drift is measured on."""
+
+    use: tuple[str, ...] = Field(
+        USED,
+        min_length=1,
+        description="columns compared, in a list or between commas; there are also char_entropy, zlib_ratio, one meta_ "
+        "column by its name, and one's own entry points of redistill.features [names]",
+    )
+    refusal: str = Field(
+        r"(?i)^\W*((i.m|i am) (very |so )?(sorry|unable|not able)|sorry,? (but )?i|i (cannot|can.t|won.t)|as an ai)\b",
+        min_length=1,
+        description="a response in which this is found counts as a refusal [regular expression]",
+    )
+    word_pieces: int = Field(
+        2,
+        ge=1,
+        description="a byte-level tokenizer does not know a word that it splits into more than this [tokens]",
+    )
+
+    @field_validator("use", mode="before")
+    @classmethod
+    def _names_between_commas(cls, value: object) -> object:
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+    @field_validator("use")
+    @classmethod
+    def _are_features(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)} is named twice")
+        unknown = [name for name in names if name not in FEATURES and not name.startswith("meta_")]
+        own = own_names() if unknown else []
+        for name in unknown:
+            if name not in own:
+                nearest = get_close_matches(name, [*FEATURES, *own], 1, 0.0)[0]
+                raise ValueError(
+                    f"{name!r} is no feature, nor an entry point of redistill.features; the nearest is {nearest}"
+                )
+        return names
+
+    @field_validator("refusal")
+    @classmethod
+    def _is_a_pattern(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from error
+        return pattern
+
+
 class DriftSettings(Section):
     """When a column counts as drifted."""
 
     psi_bound: float = Field(
-        0.1, gt=0, description="a column drifts when the lower 95 %% bound of its PSI reaches this [PSI]"
+        0.1, gt=0, description="warning when the lower 95 %% bound of a column's PSI reaches this [PSI]"
     )
+    critical_bound: float = Field(0.25, gt=0, description="critical when it reaches this [PSI]")
     ks_distance: float = Field(
-        0.1, gt=0, le=1, description="or when its KS distance reaches this and is significant [distance]"
+        0.1, gt=0, le=1, description="warning when a column's KS distance reaches this and is significant [distance]"
     )
-    alpha: float = Field(0.001, gt=0, lt=1, description="level of the KS tests after Holm's correction [probability]")
+    alpha: float = Field(0.001, gt=0, lt=1, description="level of those KS tests after correction [probability]")
+    info_alpha: float = Field(
+        0.01, gt=0, lt=1, description="info when a column's corrected KS or chi-square p is below [probability]"
+    )
+    correction: Literal["holm", "bh"] = Field(
+        "holm", description="correction of the p-values over all columns [holm, bh (Benjamini-Hochberg)]"
+    )
+    auc_bound: float = Field(
+        0.65,
+        gt=0.5,
+        lt=1,
+        description="warning when a classifier tells window from reference, its lower 95 %% bound at least this [AUC]",
+    )
+    quality_floor: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="critical when measured accuracy is surely below this, and what policy.triggers' performance goes "
+        "by; 0: never [share]",
+    )
     bins: int = Field(10, ge=2, le=64, description="quantile bins of the PSI [count]")
     min_rows: int = Field(200, ge=20, description="smaller windows are held, whatever they show [rows]")
+    max_rows: int = Field(0, ge=0, description="rows of a window that are compared, drawn at random; 0: all [rows]")
     max_categories: int = Field(
         50, ge=1, description="most frequent categories kept in the profile; the others are OTHER [count]"
     )
     sample_rows: int = Field(5000, ge=100, description="feature rows kept beside the profile for pictures [rows]")
+
+    @model_validator(mode="after")
+    def _critical_is_above_warning(self) -> "DriftSettings":
+        if self.critical_bound < self.psi_bound:
+            raise ValueError(f"critical_bound {self.critical_bound:g} is below psi_bound {self.psi_bound:g}: swap them")
+        return self
 
 
 class JudgingSettings(Section):
@@ -96,3 +187,67 @@ class JudgingSettings(Section):
     alpha: float = Field(0.05, gt=0, lt=0.5, description="one-sided level of each comparison [probability]")
     min_rows: int = Field(100, ge=10, description="a slice with fewer held-out rows is inconclusive [rows]")
     max_rows: int = Field(5000, ge=100, description="held-out rows scored a slice, drawn without replacement [rows]")
+
+
+class PolicySettings(Section):
+    """When what was seen leads to a retrain."""
+
+    triggers: str = Field(
+        "drift", description="what can ask for a retrain, separated by commas [drift, age, amount, performance]"
+    )
+    need: str = Field("any", description="how many of policy.triggers must ask for it [any, all, or a number]")
+    severity: Literal["info", "warning", "critical"] = Field(
+        "warning", description="drift asks for a retrain from this severity on [info, warning, critical]"
+    )
+    k: int = Field(1, ge=1, description="drift or low quality must show in k of the last n windows [windows]")
+    n: int = Field(
+        1, ge=1, description="windows that policy.k looks back on, this one included, same champion [windows]"
+    )
+    age_days: float = Field(30.0, gt=0, description="a champion of this age asks for a retrain (age) [days]")
+    amount_rows: int = Field(10000, ge=1, description="so many new rows ask for a retrain (amount) [rows]")
+    cooldown_days: float = Field(0.0, ge=0, description="hold for so long after the last promotion or trigger [days]")
+    min_new_rows: int = Field(
+        0,
+        ge=0,
+        description="hold until so many rows came after what the champion learned and the last trigger [rows]",
+    )
+    budget_tokens: int = Field(
+        0, ge=0, description="hold when the teacher was paid for so many this month (UTC); 0: no limit [tokens]"
+    )
+
+    @field_validator("triggers", mode="before")
+    @classmethod
+    def _are_known_triggers(cls, given: object) -> object:
+        names = [part.strip() for part in given.split(",")] if isinstance(given, str) else given
+        if not isinstance(names, list | tuple) or not names:
+            raise ValueError(f"name at least one of {', '.join(TRIGGERS)}, separated by commas")
+        for name in names:
+            if name not in TRIGGERS:
+                raise ValueError(f"{name!r} is no trigger; choose from {', '.join(TRIGGERS)}")
+        return ", ".join(name for name in TRIGGERS if name in names)
+
+    @field_validator("need", mode="before")
+    @classmethod
+    def _is_a_word_or_a_number(cls, given: object) -> object:
+        text = str(given).strip()
+        if text not in ("any", "all") and not (text.isascii() and text.isdigit() and int(text) >= 1):
+            raise ValueError("write any, all, or a number from 1 on")
+        return text if text in ("any", "all") else str(int(text))
+
+    @model_validator(mode="after")
+    def _can_be_met(self) -> "PolicySettings":
+        if self.k > self.n:
+            raise ValueError(f"k {self.k} is above n {self.n}: so many of the last n windows there never are")
+        if self.needed > len(self.chosen):
+            raise ValueError(f"need {self.need} is more than there are triggers ({self.triggers})")
+        return self
+
+    @property
+    def chosen(self) -> list[str]:
+        """The triggers by name."""
+        return self.triggers.split(", ")
+
+    @property
+    def needed(self) -> int:
+        """How many of the triggers must ask for a retrain."""
+        return {"any": 1, "all": len(self.chosen)}.get(self.need) or int(self.need)

@@ -14,7 +14,7 @@ import logging
 import sys
 import tomllib
 import zlib
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ __all__ = [
     "main",
     "read_window",
     "row_hash",
+    "rows_before",
     "span",
     "window_digest",
 ]
@@ -117,6 +118,18 @@ def span(log: str) -> Window:
     """From the first row of the log to one microsecond after the last; InputError when there is no log."""
     parts = [part for commit in _existing(commits.locate(log)) for part in commit.parts]
     return Window(min(part.first for part in parts), max(part.last for part in parts) + timedelta(microseconds=1))
+
+
+def rows_before(log: str, end: datetime) -> int:
+    """How many rows the log has before a moment; only parts that it falls into are read, and of them the times."""
+    place, count = commits.locate(log), 0
+    for part in (part for commit in _existing(place) for part in commit.parts if part.first < end):
+        if part.last < end:
+            count += part.rows
+        else:
+            times = commits.read_part(place, part, ["timestamp"])["timestamp"]
+            count += int(pc.sum(pc.less(times, pa.scalar(end, rows.TIME))).as_py() or 0)
+    return count
 
 
 def _existing(place: commits.Place) -> list[commits.Commit]:

@@ -60,6 +60,7 @@ def judge(run: Run, log: str, student: Path, settings: JudgingSettings, teaching
         inputs={"challenger": str(student), "champion": champion.digest if champion else None},
         settings=settings,
     )
+    teach.record_purchases(run, teaching.ledger)
     create_table_artifact(
         result["checks"] or [{"slice": name, **means} for name, means in result["exact_match"].items()],
         key="verdict",

@@ -1,6 +1,7 @@
 """Asking the teacher: signals for the rows to learn from, and answers to held-out rows without a label."""
 
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from distill.errors import InputError
 from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
 from distill.signals import Obtained, SignalStore, obtain
 from monitoring import traffic
+from monitoring.ledger import Ledger
 from monitoring.settings import TrafficSettings
 from monitoring.traffic import Window
 from tasks import progress
@@ -31,6 +33,7 @@ class Teaching:
     training: TrainingSettings
     traffic: TrafficSettings
     signals: str
+    ledger: Path
 
 
 @task(name="teach", cache_policy=NO_CACHE)
@@ -60,10 +63,19 @@ def teach(run: Run, log: str, start: Path, settings: Teaching) -> dict[str, Any]
         inputs={"window": run.request.window_digest, "teacher": run.request.teacher},
         settings={**settings.teacher.model_dump(), "replay_share": settings.training.replay_share},
     )
+    record_purchases(run, settings.ledger)
     get_run_logger().info(
         "teacher signals: %d tokens bought, %d reused", result["bought_tokens"], result["reused_tokens"]
     )
     return result
+
+
+def record_purchases(run: Run, ledger: Path) -> None:
+    """Write into the ledger what the retrain has bought from the teacher so far, for the month's budget."""
+    stages = [manifest for name, manifest in run.manifests().items() if name in ("signals", "judge")]
+    first = datetime.fromisoformat(stages[0]["end"])
+    tokens = sum(stage["result"]["bought_tokens"] for stage in stages)
+    Ledger(ledger).record_purchase(run.request.retrain_id, first, tokens)
 
 
 def learned_rows(run: Run, log: str, settings: Teaching) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -1,8 +1,9 @@
 """Watching: the window against the champion's profile, and the profile of a new champion."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from prefect import task
@@ -14,15 +15,19 @@ from deployments.registry import Registry
 from distill import scoring
 from distill.settings import StudentSettings, TeacherSettings
 from monitoring import policy, report, traffic
-from monitoring.drift import DriftReport, compare
+from monitoring.drift import DriftReport, compare, compare_rows, with_quality
 from monitoring.errors import InputError
 from monitoring.features import features
-from monitoring.policy import Decision
-from monitoring.profile import ReferenceProfile, load_sample
-from monitoring.settings import DriftSettings, ReferenceSettings, TrafficSettings
+from monitoring.ledger import Ledger
+from monitoring.performance import fit_calibration, measure
+from monitoring.policy import Decision, History, Moment, Observation
+from monitoring.profile import ReferenceProfile
+from monitoring.settings import DriftSettings, FeatureSettings, PolicySettings, ReferenceSettings, TrafficSettings
+from monitoring.tally import count
+from monitoring.text import load_tokenizer
 from tasks import progress
 from tasks.plan import WINDOW_FILE, choose_window, current_champion, rows_of
-from tasks.run import Champion, Run, run_stage
+from tasks.run import Champion, Run, read_json, run_stage
 
 
 @dataclass(frozen=True)
@@ -30,13 +35,15 @@ class Watching:
     """The settings that watching goes by."""
 
     traffic: TrafficSettings
+    features: FeatureSettings
     drift: DriftSettings
+    policy: PolicySettings
     student: StudentSettings
     teacher: TeacherSettings
 
 
 @task(name="watch", cache_policy=NO_CACHE)
-def watch(run: Run, settings: Watching) -> dict[str, Any]:
+def watch(run: Run, log: str, ledger: Path, settings: Watching) -> dict[str, Any]:
     """Compare the run's window with its champion's profile; returns `trigger`, `reason`, and the drift report."""
     champion = run.request.champion
 
@@ -44,9 +51,9 @@ def watch(run: Run, settings: Watching) -> dict[str, Any]:
         if champion is None:
             return {"trigger": True, "reason": "there is no champion yet", "drift": None, "report": None}
         frame = pd.read_parquet(run.folder / WINDOW_FILE)
-        drift, decision = observe(
-            frame, run.request.window, champion, run.folder.parent, folder, settings, force=run.request.force
-        )
+        drift = observe(frame, run.request.window, champion, run.folder.parent, folder, settings)
+        now = moment(log, run.request.window, run.request.window_digest, champion, run.folder.parent)
+        decision = decide(drift, now, ledger, settings, source="retrain", force=run.request.force)
         return {**decision.model_dump(), "drift": drift.model_dump(mode="json"), "report": "report.html"}
 
     result = run_stage(
@@ -54,7 +61,7 @@ def watch(run: Run, settings: Watching) -> dict[str, Any]:
         "watch",
         work,
         inputs={"window": run.request.window_digest, "champion": champion.digest if champion else None},
-        settings=settings.drift,
+        settings={**settings.drift.model_dump(), "policy": settings.policy.model_dump()},
     )
     if result["drift"] is not None:
         show(DriftReport.model_validate(result["drift"]), run.stage("watch") / result["report"])
@@ -67,6 +74,7 @@ def monitor(
     runs: Path,
     reports: Path,
     log: str,
+    ledger: Path,
     *,
     asked: str | None,
     reference: ReferenceSettings,
@@ -85,9 +93,12 @@ def monitor(
     if notice:
         get_run_logger().warning(notice)
     frame = rows_of(log, window)
-    folder = reports / f"{traffic.window_digest(frame)[:12]}-champion-{champion.version}"
+    digest = traffic.window_digest(frame)
+    folder = reports / f"{digest[:12]}-champion-{champion.version}"
     folder.mkdir(parents=True, exist_ok=True)
-    drift, decision = observe(frame, str(window), champion, runs, folder, settings)
+    drift = observe(frame, str(window), champion, runs, folder, settings)
+    now = moment(log, str(window), digest, champion, runs)
+    decision = decide(drift, now, ledger, settings, source="monitor")
     show(drift, folder / "report.html")
     return {
         **decision.model_dump(),
@@ -105,23 +116,72 @@ def observe(
     runs: Path,
     folder: Path,
     settings: Watching,
-    *,
-    force: bool = False,
-) -> tuple[DriftReport, Decision]:
-    """Return drift report and decision for a window's rows; writes drift.json, features.parquet and report.html.
+) -> DriftReport:
+    """Return the drift report on a window's rows; writes drift.json, features.parquet and report.html.
 
     Only held-out rows are compared: on rows that a champion was trained on it is over-confident.
     """
     held_out = frame[traffic.row_hash(frame["request_id"]) >= settings.traffic.held_out_from]
-    profiled = profile_folder(runs, champion)
-    now = features(
-        answered(held_out, Path(champion.checkpoint), settings, "window: champion's answers", champion.version)
-    )
-    found = compare(ReferenceProfile.load(profiled), now, window, settings.drift)
+    rows = answered(held_out, Path(champion.checkpoint), settings, "window: champion's answers", champion.version)
+    profile = ReferenceProfile.load(profile_folder(runs, champion))
+    made_by = FeatureSettings.model_validate(profile.features)  # today's may be others
+    now = features(rows, made_by, load_tokenizer(champion.checkpoint))
+    tally = count(profile, now, sample_rows=settings.drift.sample_rows, seed=0)
+    found = compare_rows(profile, tally.sample, compare(profile, tally, window, settings.drift), settings.drift)
+    found = with_quality(found, measure(rows, profile.calibration, seed=0), settings.drift)
     now.to_parquet(folder / "features.parquet")
     (folder / "drift.json").write_text(found.model_dump_json(indent=1))
-    report.write_html(load_sample(profiled), now, found, folder / "report.html")
-    return found, policy.decide(found, settings.drift, force=force)
+    report.write_html(profile.sample, now, found, folder / "report.html")
+    return found
+
+
+def moment(log: str, window: str, window_digest: str, champion: Champion, runs: Path) -> Moment:
+    """Return what the policy goes by beside a report: the time, the champion's age, how far the log has come."""
+    learned = [traffic.Window.parse(text).end for text in champion.trained]
+    return Moment(
+        time=datetime.now(UTC),
+        champion=champion.version,
+        champion_digest=champion.digest,
+        champion_trained=_end_of(runs / champion.retrain_id / "train"),
+        champion_promoted=_end_of(runs / champion.retrain_id / "promote"),
+        champion_log_rows=traffic.rows_before(log, max(learned)) if learned else 0,
+        window_digest=window_digest,
+        log_rows=traffic.rows_before(log, traffic.Window.parse(window).end),
+    )
+
+
+def decide(
+    drift: DriftReport,
+    now: Moment,
+    ledger: Path,
+    settings: Watching,
+    *,
+    source: Literal["monitor", "retrain"],
+    force: bool = False,
+) -> Decision:
+    """Return the policy's decision from the ledger, where it is made once; the same question gets the same answer."""
+
+    def made(history: History) -> Observation:
+        return policy.observe(
+            drift, now, policy.decide(drift, settings.drift, settings.policy, now, history, force=force)
+        )
+
+    return Ledger(ledger).answer(
+        made,
+        student=settings.student.name,
+        window_digest=now.window_digest,
+        champion_digest=now.champion_digest,
+        settings_digest=policy.settings_digest(settings.drift, settings.policy),
+        time=now.time or datetime.now(UTC),
+        source=source,
+        forced=force,
+    )
+
+
+def _end_of(stage: Path) -> datetime | None:
+    """Return when a stage ended; None where its folder is not (a retrain of another workspace, or killed in it)."""
+    manifest = stage / "manifest.json"
+    return datetime.fromisoformat(read_json(manifest)["end"]) if manifest.is_file() else None
 
 
 def answered(frame: pd.DataFrame, model: Path, settings: Watching, what: str, version: str | None) -> pd.DataFrame:
@@ -156,13 +216,16 @@ def profile(run: Run, log: str, student: Path, settings: Watching) -> dict[str, 
         frame = rows_of(log, traffic.Window.parse(run.request.profile_window))
         hashes = traffic.row_hash(frame["request_id"])
         chosen = frame[(hashes >= settings.traffic.held_out_from) & (hashes < settings.traffic.profile_until)]
+        rows = answered(chosen, student, settings, "profile: new champion's answers", None)
         built = ReferenceProfile.build(
-            features(answered(chosen, student, settings, "profile: new champion's answers", None)),
+            features(rows, settings.features, load_tokenizer(student)),
             window=run.request.profile_window,
             model_version=run.request.retrain_id,
             max_categories=settings.drift.max_categories,
             sample_rows=settings.drift.sample_rows,
             seed=0,
+            feature_settings=settings.features.model_dump(mode="json"),
+            calibration=fit_calibration(rows),
         )
         built.save(folder)
         return {"rows": len(chosen), "window": run.request.profile_window}
@@ -186,15 +249,18 @@ def show(found: DriftReport, page: Path) -> None:
     rows = [
         {
             "column": column.name,
-            "drifted": column.drifted,
+            "severity": column.severity,
             "PSI": _rounded(column.psi),
             "PSI, lower bound": _rounded(column.psi_lower),
             "KS distance": _rounded(column.ks_distance),
             "why": column.why,
+            "what moved": "; ".join(map(str, column.moved)) if column.drifted else "",
         }
         for column in found.columns
     ]
-    create_table_artifact(rows, key="drift", description=f"Drift of {found.rows} held-out rows of {found.window}")
+    told = [f"Drift of {found.rows} held-out rows of {found.window}: {found.severity}"]
+    told += [f"whole rows: {found.rows_told()}", *([found.quality.told()] if found.quality else [])]
+    create_table_artifact(rows, key="drift", description=". ".join(told))
     create_link_artifact(page.resolve().as_uri(), link_text="Evidently report", key="drift-report")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,7 @@ def test_a_rollback_without_a_previous_champion_says_so(with_champion: Any) -> N
 def test_without_an_api_the_monitor_calls_the_retrain_itself_and_once(make_workspace: Any, helpdesk_rows: Any) -> None:
     from flows.monitor import monitor
     from monitoring import traffic
+    from monitoring.ledger import Ledger
 
     workspace = make_workspace()
     retrain(str(workspace.config))
@@ -151,5 +153,11 @@ def test_without_an_api_the_monitor_calls_the_retrain_itself_and_once(make_works
     assert seen["drift"]["drifted_columns"] == ["meta_channel"]
     assert seen["retrain"]["window"] == window
     assert seen["retrain"]["challenger"] == "2"
+    ledger = Ledger(workspace.folder / "decisions.db")
+    (decision,) = ledger.decisions()  # made by the monitor, and found there by the retrain
+    assert (decision["window"], decision["source"], decision["trigger"]) == (window, "monitor", True)
+    results = [json.loads(path.read_text()) for path in workspace.folder.glob("runs/*/result.json")]
+    bought = [result["signals"]["bought_tokens"] for result in results]
+    assert ledger.history("helpdesk", datetime.now(UTC)).bought_tokens == sum(bought) > 0
     assert monitor(str(workspace.config), window)["retrain"]["retrain_id"] == seen["retrain"]["retrain_id"]
     assert len(list((workspace.folder / "runs").iterdir())) == 2

@@ -35,6 +35,16 @@ def test_each_source_overrides_the_one_before(config: Path, monkeypatch: pytest.
     assert chosen.training.seed == Settings().training.seed  # default
 
 
+def test_a_list_is_written_with_commas_and_in_the_file_as_a_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "redistill.toml").write_text('[features]\nuse = ["topic", "response"]\n')
+    assert load(tmp_path / "redistill.toml").features.use == ("topic", "response")
+    monkeypatch.setenv("REDISTILL_FEATURES__USE", "topic, meta_*")
+    assert result_changing(load(tmp_path / "redistill.toml"))["features.use"] == ["topic", "meta_*"]
+    assert load(None, command_line("--features.use", "prompt_chars,topic")).features.use == ("prompt_chars", "topic")
+
+
 def test_the_environment_can_name_the_file(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDISTILL_CONFIG", str(config))
     assert load().workspace == str(config.parent / "here")
@@ -53,6 +63,7 @@ def test_the_environment_can_name_the_file(config: Path, monkeypatch: pytest.Mon
             "[traffic]\nheld_out_from = 85",
             ["traffic", "redistill.toml", "profile_until 80 is not above held_out_from 85"],
         ),
+        ('[features]\nuse = ["topics"]', ["features.use = ['topics']", "redistill.toml", "the nearest is topic"]),
         ('[reference]\nwindow = "last year"', ["reference.window = 'last year'", "redistill.toml"]),
         ("training = 3", ["training = 3", "redistill.toml"]),
         ("[training\nepochs = 2", ["redistill.toml", "cannot be read as TOML"]),
@@ -147,7 +158,7 @@ def test_places_ports_and_time_limits_do_not_change_a_result() -> None:
     changing = set(result_changing(Settings()))
     places = {"workspace", "student.base", "teacher.model", "traffic.path", "registry.uri", "packaging.port"}
     assert not places & changing
-    assert {"training.epochs", "judging.margin", "drift.psi_bound", "traffic.held_out_from"} <= changing
+    assert {"training.epochs", "judging.margin", "drift.psi_bound", "traffic.held_out_from", "features.use"} <= changing
 
 
 def test_every_setting_says_its_unit() -> None:
@@ -170,7 +181,7 @@ def test_help_lists_every_setting_with_its_default(command: str) -> None:
 
 
 def test_help_waits_for_no_heavy_library() -> None:
-    heavy = ("torch", "transformers", "mlflow", "evidently", "bentoml")
+    heavy = ("torch", "pandas", "transformers", "mlflow", "evidently", "bentoml")
     code = (
         "import sys, flows.retrain, flows.monitor, flows.rollback;"
         f"print([name for name in {heavy} if name in sys.modules])"

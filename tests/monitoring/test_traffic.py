@@ -14,7 +14,7 @@ import pytest
 
 from monitoring import commits, rows
 from monitoring.errors import Failure, InputError
-from monitoring.traffic import Window, append, read_window, row_hash, span, window_digest
+from monitoring.traffic import Window, append, read_window, row_hash, rows_before, span, window_digest
 
 ALL = Window.parse("2000-01-01..2100-01-01")
 TYPES = {
@@ -405,3 +405,15 @@ def test_a_window_needs_time_zones_and_is_kept_in_utc() -> None:
         Window(datetime(2016, 1, 1), datetime(2017, 1, 1))
     east = timezone(timedelta(hours=2))
     assert Window(datetime(2016, 1, 1, tzinfo=east), datetime(2017, 1, 1, tzinfo=east)).start.tzinfo is UTC
+
+
+def test_rows_before_a_moment_are_counted_as_they_would_be_read(log: str) -> None:
+    append(log, requests(10))
+    append(log, requests(10, first=10))
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    for hours in (0, 1, 8, 24, 77, 160, 10_000):
+        end = start + timedelta(hours=hours)
+        read = len(read_window(log, Window(start - timedelta(days=1), end)))
+        assert rows_before(log, end) == read, hours
+    with pytest.raises(InputError, match="there is no request log"):
+        rows_before(f"{log}-none", start)
