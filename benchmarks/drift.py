@@ -1,7 +1,7 @@
 """python -m benchmarks.drift [--rows N ...] [--stream-rows N]
 
 Compares two tables of 20 numeric and 5 categorical columns, ours beside Evidently, numpy with scipy, and NannyML where
-it is installed: CPU seconds of the comparison alone, each in a process of its own, on the same tables. Then what a
+it is installed: CPU seconds of the comparison alone, each in a process of its own, on the same drift_command. Then what a
 large folder of Parquet needs when it streams through, and what importing costs. Prints a Markdown section for
 RESULTS.md.
 """
@@ -56,7 +56,7 @@ def capped(reference: pd.DataFrame) -> Callable[[pd.DataFrame], object]:
 
 
 def numpy_scipy(reference: pd.DataFrame) -> Callable[[pd.DataFrame], object]:
-    """Return PSI on deciles with numpy, KS and chi-square with scipy, from both tables."""
+    """Return PSI on deciles with numpy, KS and chi-square with scipy, from both drift_command."""
     from scipy.stats import chi2_contingency, ks_2samp
 
     def run(current: pd.DataFrame) -> object:

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from monitoring import statistics
+from monitoring import statistics, trouble
 from monitoring.attribution import Moved, moved
 from monitoring.columns import MIN_COUNT, CategoricalColumn, Counted, NumericColumn
 from monitoring.multivariate import DomainAuc, Mmd, domain_auc, mmd
@@ -33,10 +33,6 @@ from monitoring.profile import ReferenceProfile
 from monitoring.settings import DriftSettings
 from monitoring.tally import ColumnTally, Tally, count
 
-MIN_VALUES = 20  # fewer values of a column make no two cells to compare
-MISSING_CHANGE = 0.1  # a change in the share of missing values from which it is a finding
-MOSTLY_OTHER = 0.5  # share of OTHER in a reference column from which it is a finding
-OUTSIDE = 0.01  # share of values outside of the reference's range from which it is a finding
 MAX_NEW = 10  # categories of the window that the profile does not have, named
 
 Severity = Literal["none", "info", "warning", "critical"]
@@ -129,7 +125,7 @@ def compare(
 ) -> DriftReport:
     """Compare a window's features, or the tally of them, with the reference; odd data makes findings."""
     tally = current if isinstance(current, Tally) else count(profile, _capped(current, settings), sample_rows=0, seed=0)
-    findings = _findings_of_table(profile, tally, settings)
+    findings = trouble.of_table(profile, tally, settings)
     measured = []
     for name, reference in profile.columns.items():
         column, found = _measure(name, reference, tally.columns[name], tally.rows, settings.bins)
@@ -173,19 +169,6 @@ def _capped(current: pd.DataFrame, settings: DriftSettings) -> pd.DataFrame:
     return current.iloc[np.sort(np.random.default_rng(0).choice(len(current), settings.max_rows, replace=False))]
 
 
-def _findings_of_table(profile: ReferenceProfile, tally: Tally, settings: DriftSettings) -> list[str]:
-    findings = []
-    for place, rows in (("window", tally.rows), ("reference", profile.rows)):
-        if rows == 0:
-            findings.append(f"the window is empty; at least {settings.min_rows} rows are needed")
-        elif rows < settings.min_rows:
-            findings.append(f"the {place} has too few rows: {rows}; at least {settings.min_rows} are needed")
-    if tally.twice:
-        findings.append(f"columns given twice, only the first of each is compared: {', '.join(sorted(tally.twice))}")
-    findings.extend(f"{name}: not in the reference; not compared" for name in sorted(tally.new))
-    return findings
-
-
 def _measure(
     name: str, reference: NumericColumn | CategoricalColumn, column: ColumnTally, rows: int, bins: int
 ) -> tuple[ColumnDrift, list[str]]:
@@ -199,31 +182,12 @@ def _measure(
         missing_current=now.missing_share if comparable else None,
         why="below all thresholds",
     )
-    if obstacle := _obstacle(reference, before, column, rows):
+    if obstacle := trouble.obstacle(reference, before, column, rows):
         # That the window is empty is said once, for the whole table.
         found = [f"{name}: {obstacle}; not compared"] if rows else []
         return draft.model_copy(update={"why": f"not compared: {obstacle}"}), found
     numbers = _statistics(reference, before, now, bins)
-    return draft.model_copy(update=numbers), _findings_of_column(name, reference, before, now)
-
-
-def _obstacle(reference: NumericColumn | CategoricalColumn, before: Counted, column: ColumnTally, rows: int) -> str:
-    """Say why a column cannot be compared; empty when it can be."""
-    now = column.counted
-    if column.absent:
-        part = "" if column.absent == rows else f" in {column.absent} of its {rows} rows"
-        return f"missing from the window{part}"
-    if column.mistyped and before.values:
-        part = "" if column.mistyped == rows else f" in {column.mistyped} of {rows} rows"
-        return f"changed type, it is {'not ' if isinstance(reference, NumericColumn) else ''}numeric now{part}"
-    if not now.values and not now.infinite and not column.mistyped:
-        return "no values in the window" if before.values else "no values in the window, nor in the reference"
-    if not before.values:
-        return "no values in the reference"
-    for place, values in (("window", now.values), ("reference", before.values)):
-        if values < MIN_VALUES:
-            return f"only {values} values in the {place}, at least {MIN_VALUES} are needed"
-    return ""
+    return draft.model_copy(update=numbers), trouble.of_column(name, reference, before, now)
 
 
 def _statistics(
@@ -263,41 +227,6 @@ def _statistics(
     }
 
 
-def _findings_of_column(
-    name: str, reference: NumericColumn | CategoricalColumn, before: Counted, now: Counted
-) -> list[str]:
-    findings = []
-    if now.infinite or before.infinite:
-        counts = f"{now.infinite} infinite values in the window, {before.infinite} in the reference"
-        findings.append(f"{name}: {counts}; counted as missing")
-    missing = before.missing_share, now.missing_share
-    if abs(missing[1] - missing[0]) >= MISSING_CHANGE:
-        findings.append(f"{name}: missing in {missing[0]:.1%} of the reference and in {missing[1]:.1%} of the window")
-    if now.outside >= OUTSIDE * now.values:
-        findings.append(f"{name}: {now.outside / now.values:.1%} of its values lie outside of the reference's range")
-    numeric = isinstance(reference, NumericColumn)
-    places = [
-        place
-        for place, constant in (
-            # Two different values never share a profile's only filled bin; OTHER may hold many.
-            ("reference", np.count_nonzero(before.cells) == 1 and (numeric or before.cells[-1] == 0)),
-            ("window", now.low == now.high if numeric else _one_category(now)),
-        )
-        if constant
-    ]
-    if places:
-        findings.append(f"{name}: constant in the {' and in the '.join(places)}")
-    if not numeric and before.cells[-1] >= MOSTLY_OTHER * before.values:
-        share = before.cells[-1] / before.values
-        findings.append(f"{name}: {share:.0%} of the reference are rare categories; changes among them are not seen")
-    return findings
-
-
-def _one_category(now: Counted) -> bool:
-    """Say whether all values are of one category, of the profile or not."""
-    return int(np.count_nonzero(now.cells[:-1])) + len(now.others) == 1
-
-
 def _adjust(columns: list[ColumnDrift], settings: DriftSettings) -> list[ColumnDrift]:
     """Correct the p-values for the number of columns that were tested."""
     found = [p for column in columns if (p := _p(column)) is not None]
@@ -332,6 +261,6 @@ def _judge(column: ColumnDrift, settings: DriftSettings) -> ColumnDrift:
 
 
 if __name__ == "__main__":
-    from monitoring.tables import main
+    from monitoring.drift_command import main
 
     sys.exit(main())

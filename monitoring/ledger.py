@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from monitoring.errors import Failure, InputError
-from monitoring.policy import Decision, History, Observation
+from monitoring.history import Decision, History, Observation
 
 VERSION = 1  # of the tables
 BUSY_SECONDS = 60.0  # a decision takes milliseconds

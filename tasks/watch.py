@@ -18,9 +18,9 @@ from monitoring import policy, report, traffic
 from monitoring.drift import DriftReport, compare, compare_rows, with_quality
 from monitoring.errors import InputError
 from monitoring.features import features
+from monitoring.history import Decision, History, Moment, Observation
 from monitoring.ledger import Ledger
 from monitoring.performance import fit_calibration, measure
-from monitoring.policy import Decision, History, Moment, Observation
 from monitoring.profile import ReferenceProfile
 from monitoring.settings import DriftSettings, FeatureSettings, PolicySettings, ReferenceSettings, TrafficSettings
 from monitoring.tally import count

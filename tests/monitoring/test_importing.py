@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from monitoring import commits, importing, rows, sources, traffic
+from monitoring import commits, importing, rows, sources, traffic_command
 from monitoring.errors import InputError
 from monitoring.importing import import_file
 from monitoring.traffic import Window, read_window, window_digest
@@ -358,17 +358,17 @@ def test_the_command_writes_to_the_log_that_the_flows_read(
     monkeypatch.chdir(tmp_path)
     for text, place in (('[traffic]\npath = "log"', "conf/log"), ('workspace = "../w"', "w/traffic")):
         config.write_text(text)
-        assert traffic.main(["import", source, "--config", str(config)]) == 0
+        assert traffic_command.main(["import", source, "--config", str(config)]) == 0
         assert len(read_window(str(tmp_path / place), ALL)) == 3
     for text, said in (("workspace = 3", "workspace = 3"), ("", "workspace = ''"), ("traffic = 3", "traffic = 3")):
         config.write_text(text)
-        assert traffic.main(["import", source, "--config", str(config)]) == 2
+        assert traffic_command.main(["import", source, "--config", str(config)]) == 2
         assert said in capsys.readouterr().err
 
 
 KILLED_AT = """
 import itertools, os, signal, sys
-from monitoring import commits, traffic
+from monitoring import commits, traffic_command
 module, name, calls, when = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
 target = {"commits": commits, "os": os, "pq": commits.pq}[module]
 original, numbers = getattr(target, name), itertools.count(1)
@@ -381,7 +381,7 @@ def killing(*arguments, **options):
         os.kill(os.getpid(), signal.SIGKILL)
     return result
 setattr(target, name, killing)
-sys.exit(traffic.main(["import", sys.argv[5], "--log", sys.argv[6], "--max-reject-share", "1"]))
+sys.exit(traffic_command.main(["import", sys.argv[5], "--log", sys.argv[6], "--max-reject-share", "1"]))
 """
 
 
@@ -427,13 +427,13 @@ def test_the_command_tells_what_was_taken_and_what_was_not(
     tmp_path: Path, log: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = write_csv(tmp_path / "mixed.csv", [*many(3), {"request_id": "x", "prompt": "no time"}])
-    assert traffic.main(["import", str(source), "--log", log, "--max-reject-share", "0.5"]) == 0
+    assert traffic_command.main(["import", str(source), "--log", log, "--max-reject-share", "0.5"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["accepted", "3"]
     assert lines[1] == "rejected  1 (no time: 1)"
     assert Path(lines[2].split()[-1]).exists()
     assert "2020-01-01T00:00:00Z..2020-01-03T00:00:00.000001Z" in lines[3]
-    assert traffic.main(["window", log, "2020-01-01..2020-01-03"]) == 0
+    assert traffic_command.main(["window", log, "2020-01-01..2020-01-03"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[1].split() == ["rows", "2"]
     assert shown[2].split()[1] == window_digest(read_window(log, Window.parse("2020-01-01..2020-01-03")))
@@ -453,7 +453,7 @@ def test_bad_arguments_are_one_line_on_stderr_and_exit_code_2(
     arguments: list[str], tmp_path: Path, log: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = str(write_csv(tmp_path / "good.csv", GOOD))
-    assert traffic.main(["import", source, "--log", log, *arguments]) == 2
+    assert traffic_command.main(["import", source, "--log", log, *arguments]) == 2
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.startswith("error: ")
@@ -462,7 +462,7 @@ def test_bad_arguments_are_one_line_on_stderr_and_exit_code_2(
 
 def test_the_help_shows_examples_and_how_times_are_read(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        traffic.main(["import", "--help"])
+        traffic_command.main(["import", "--help"])
     assert left.value.code == 0
     text = capsys.readouterr().out
     assert "--map request_id=arxiv_id" in text

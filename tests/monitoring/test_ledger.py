@@ -12,8 +12,9 @@ import pytest
 
 from monitoring import ledger
 from monitoring.errors import Failure, InputError
+from monitoring.history import Decision, History, Observation
 from monitoring.ledger import Ledger
-from monitoring.policy import Decision, History, Observation, settings_digest
+from monitoring.policy import settings_digest
 from monitoring.settings import DriftSettings, PolicySettings
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -25,7 +26,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from monitoring.drift import ColumnDrift, DriftReport
 from monitoring.ledger import Ledger
-from monitoring.policy import Moment, decide, observe
+from monitoring.history import Moment
+from monitoring.policy import decide, observe
 from monitoring.settings import DriftSettings, PolicySettings
 
 path, digest, folder, number = sys.argv[1:]

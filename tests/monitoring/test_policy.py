@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from monitoring import policy
 from monitoring.drift import ColumnDrift, DriftReport
+from monitoring.history import Decision, History, Moment, Observation
 from monitoring.performance import Interval, Quality
-from monitoring.policy import History, Moment, Observation, decide
+from monitoring.policy import decide
 from monitoring.settings import DriftSettings, PolicySettings
 
 SETTINGS = DriftSettings()
@@ -58,7 +59,7 @@ def at(number: float, **known: Any) -> Moment:
     return Moment(**{**values, "window_digest": f"w{number}", "log_rows": int(100 * (number + 1))} | known)
 
 
-def replay(shown: str, settings: PolicySettings, **known: Any) -> list[policy.Decision]:
+def replay(shown: str, settings: PolicySettings, **known: Any) -> list[Decision]:
     """Return the decisions on a window a day, D drifted or anything else quiet, each remembered."""
     earlier: list[Observation] = []
     decisions = []
@@ -121,9 +122,7 @@ def test_a_debounce_asks_for_k_of_the_last_n_windows_and_says_how_many_there_wer
 
 def remembered(number: int, **values: Any) -> Observation:
     """Return a drifted window that was held."""
-    seen = policy.observe(
-        report(DRIFTED, window=day(number)), at(number), policy.Decision(trigger=False, reason="not yet")
-    )
+    seen = policy.observe(report(DRIFTED, window=day(number)), at(number), Decision(trigger=False, reason="not yet"))
     return seen.model_copy(update=values)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monitoring import tables
+from monitoring import drift_command
 from monitoring.errors import InputError
 from monitoring.profile import ReferenceProfile
 
@@ -32,9 +32,9 @@ def test_exit_code_0_is_quiet_and_3_is_drift(
 ) -> None:
     table(900, seed=1).to_csv(tmp_path / "quiet.csv", index=False)
     table(900, shift=1.0, seed=2).to_csv(tmp_path / "moved.csv", index=False)
-    assert tables.main([reference, str(tmp_path / "quiet.csv")]) == 0
+    assert drift_command.main([reference, str(tmp_path / "quiet.csv")]) == 0
     assert capsys.readouterr().out.startswith("QUIET  ")
-    assert tables.main([reference, str(tmp_path / "moved.csv")]) == 3
+    assert drift_command.main([reference, str(tmp_path / "moved.csv")]) == 3
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("CRITICAL  ")
     assert lines[3].split()[:2] == ["x", "critical"]
@@ -43,7 +43,7 @@ def test_exit_code_0_is_quiet_and_3_is_drift(
 
 def test_json_is_the_whole_report(reference: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table(900, shift=1.0).to_parquet(tmp_path / "now.parquet")
-    assert tables.main([reference, str(tmp_path / "now.parquet"), "--json"]) == 3
+    assert drift_command.main([reference, str(tmp_path / "now.parquet"), "--json"]) == 3
     report = json.loads(capsys.readouterr().out)
     assert (report["severity"], report["drifted_columns"], report["rows"]) == ("critical", ["x"], 900)
 
@@ -52,7 +52,7 @@ def test_thresholds_come_from_the_settings_file(reference: str, tmp_path: Path) 
     table(900, shift=1.0).to_parquet(tmp_path / "now.parquet")
     config = tmp_path / "redistill.toml"
     config.write_text("[drift]\npsi_bound = 90\ncritical_bound = 99\nks_distance = 1.0\nauc_bound = 0.9\n")
-    assert tables.main([reference, str(tmp_path / "now.parquet"), "--config", str(config)]) == 0
+    assert drift_command.main([reference, str(tmp_path / "now.parquet"), "--config", str(config)]) == 0
 
 
 def test_a_folder_of_parquet_is_one_table_and_a_profile_is_a_reference(reference: str, tmp_path: Path) -> None:
@@ -61,17 +61,17 @@ def test_a_folder_of_parquet_is_one_table_and_a_profile_is_a_reference(reference
         path = folder / f"date=2026-01-0{part + 1}" / "part.parquet"
         path.parent.mkdir(parents=True)
         table(900, seed=3).iloc[frame].to_parquet(path)
-    assert sum(len(frame) for frame in tables.frames(str(folder))) == 900
+    assert sum(len(frame) for frame in drift_command.frames(str(folder))) == 900
     ReferenceProfile.build(
         table(2000), window="then", model_version="1", max_categories=50, sample_rows=100, seed=0
     ).save(tmp_path / "profile")
-    assert tables.main([str(tmp_path / "profile"), str(folder)]) == 0
+    assert drift_command.main([str(tmp_path / "profile"), str(folder)]) == 0
 
 
 def test_the_page_shows_the_window(reference: str, tmp_path: Path) -> None:
     table(900, shift=1.0).to_parquet(tmp_path / "now.parquet")
     page = tmp_path / "drift.html"
-    assert tables.main([reference, str(tmp_path / "now.parquet"), "--html", str(page)]) == 3
+    assert drift_command.main([reference, str(tmp_path / "now.parquet"), "--html", str(page)]) == 3
     assert "drift in x" in page.read_text()
 
 
@@ -89,7 +89,7 @@ def test_a_table_that_cannot_be_read_is_one_line_and_exit_code_2(
 ) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    assert tables.main([reference, str(tmp_path / name)]) == 2
+    assert drift_command.main([reference, str(tmp_path / name)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert told in error
@@ -99,15 +99,15 @@ def test_a_table_that_cannot_be_read_is_one_line_and_exit_code_2(
 def test_settings_that_cannot_be_used_are_told(reference: str, tmp_path: Path) -> None:
     config = tmp_path / "redistill.toml"
     config.write_text("[drift]\npsi_bond = 1\n")
-    assert tables.main([reference, reference, "--config", str(config)]) == 2
+    assert drift_command.main([reference, reference, "--config", str(config)]) == 2
 
 
 def test_an_empty_table_is_a_finding(reference: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "header.csv").write_text("x,y,c\n")
-    assert tables.main([reference, str(tmp_path / "header.csv")]) == 0
+    assert drift_command.main([reference, str(tmp_path / "header.csv")]) == 0
     assert "finding: the window is empty" in capsys.readouterr().out
     with pytest.raises(InputError, match="no rows"):
-        tables.profile_of(str(tmp_path / "header.csv"), tables.DriftSettings())
+        drift_command.profile_of(str(tmp_path / "header.csv"), drift_command.DriftSettings())
 
 
 def test_the_command_imports_neither_evidently_nor_torch_nor_prefect() -> None:
