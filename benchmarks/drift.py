@@ -1,7 +1,7 @@
 """python -m benchmarks.drift [--rows N ...] [--stream-rows N]
 
 Compares two tables of 20 numeric and 5 categorical columns, ours beside Evidently, numpy with scipy, and NannyML where
-it is installed: CPU seconds of the comparison alone, each in a process of its own, on the same drift_command. Then what a
+it is installed: CPU seconds of the comparison alone, each in a process of its own, on the same tables. Then what a
 large folder of Parquet needs when it streams through, and what importing costs. Prints a Markdown section for
 RESULTS.md.
 """

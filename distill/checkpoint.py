@@ -19,6 +19,9 @@ from distill.errors import InputError
 _HUB_NAME = re.compile(r"^[\w-][\w.-]*(/[\w.-]+)?$")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt")
 
+# tokenizer.json is large, and read with an error of its own (prompts.load_tokenizer).
+_TABLES = ("config.json", "generation_config.json", "tokenizer_config.json", "model.safetensors.index.json")
+
 
 def resolve(checkpoint: str | Path, what: str) -> Path:
     """Return the local folder of a checkpoint, fetched from the hub if it is a hub name.
@@ -55,9 +58,9 @@ def check(folder: str | Path, what: str = "checkpoint") -> None:
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise InputError(f"{what} {str(folder)!r} has no {name}: export the model and its tokenizer again")
-    for path in sorted(folder.glob("*.json")):
-        if path.name != "tokenizer.json":  # large, and read with an error of its own (prompts.load_tokenizer)
-            _check_json(path, what)
+    for name in _TABLES:
+        if (folder / name).is_file():
+            _check_json(folder / name, what)
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         if not (folder / "model.safetensors").is_file():
