@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks import windows
 from flows import settings, wiring
 from monitoring import policy, traffic
 from monitoring.traffic import Window
@@ -65,7 +66,15 @@ def held_quiet_windows(config: Path, champion: dict[str, Any], tmp_path_factory:
 
 
 @pytest.fixture(scope="module")
-def challenger(config: Path, champion: dict[str, Any], held_quiet_windows: list[str]) -> dict[str, Any]:
+def drawn(config: Path, champion: dict[str, Any]) -> list[windows.Seen]:
+    """What 200 random windows of 500 quiet titles show the first champion, and 60 of 2016."""
+    return windows.draw(config, [QUIET, DRIFTED], rows=500, quiet=200, later=60)
+
+
+@pytest.fixture(scope="module")
+def challenger(
+    config: Path, champion: dict[str, Any], held_quiet_windows: list[str], drawn: list[windows.Seen]
+) -> dict[str, Any]:
     return ended(config, "--window", DRIFTED)
 
 
@@ -84,6 +93,16 @@ def test_the_first_champion_learns_from_2008_to_2013(champion: dict[str, Any]) -
 
 def test_quiet_windows_are_all_held(held_quiet_windows: list[str]) -> None:
     assert len(held_quiet_windows) == 20
+
+
+def test_no_alarm_in_200_quiet_windows_and_in_at_least_95_percent_of_2016(drawn: list[windows.Seen]) -> None:
+    quiet, drifted = drawn
+    assert quiet.alarms == 0, quiet
+    assert drifted.alarms >= 0.95 * drifted.windows, drifted
+
+
+def test_what_drifted_in_2016_is_the_predicted_class_and_the_vocabulary(drawn: list[windows.Seen]) -> None:
+    assert {name for name, _ in drawn[1].columns.most_common(2)} == {"response", "unknown_rate"}
 
 
 def test_2016_has_drifted_and_its_challenger_is_promoted(challenger: dict[str, Any]) -> None:
