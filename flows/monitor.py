@@ -6,12 +6,13 @@ deployment (deployments/prefect.yaml); without one nothing would hear it, and th
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flows import cli, environment, settings, summary  # noqa: F401  # isort: skip  (the environment comes first)
 from prefect import flow, get_run_logger
+from prefect.blocks.core import Block
 from prefect.events import emit_event
 from prefect.settings import get_current_settings
 
@@ -45,6 +46,8 @@ def monitor(
         reference=chosen.reference,
         settings=wiring.watching(chosen),
     )
+    if chosen.policy.notify and seen["drift"]["drifted"]:
+        seen["notified"] = _notify(chosen.policy.notify, chosen.student.name, seen)
     if not seen["trigger"]:
         get_run_logger().info("window %s: %s", seen["window"], seen["reason"])
         return {**seen, "retrain": None}
@@ -53,6 +56,24 @@ def monitor(
         return {**seen, "retrain": retrain(config, seen["window"], overrides)}
     emit_event(DRIFT_DETECTED, resource=resource(chosen.student.name), payload=drift_payload(config, seen))
     return {**seen, "retrain": "left to the automation"}
+
+
+def _notify(block: str, student: str, seen: Mapping[str, Any]) -> bool:
+    """Tell the people behind a notification block; what hinders it is logged, and does not hold up the retrain."""
+    from prefect.blocks.notifications import NotificationBlock
+
+    severity, columns = seen["drift"]["severity"], ", ".join(seen["drift"]["drifted_columns"]) or "whole rows"
+    decided = "a retrain is started" if seen["trigger"] else f"held: {seen['reason']}"
+    body = f"window {seen['window']} against champion {seen['champion']}: {columns}; {decided}. {seen['report']}"
+    try:
+        told: Any = Block.load(block)
+        if not isinstance(told, NotificationBlock):
+            raise TypeError(f"it is a {type(told).__name__}, no notification block")
+        told.notify(body, subject=f"{severity}: student {student} has drifted")
+    except Exception as error:  # every kind of block has errors of its own
+        get_run_logger().error("policy.notify = %r was not told: %s: %s", block, type(error).__name__, error)
+        return False
+    return True
 
 
 def main(argv: Sequence[str]) -> int:

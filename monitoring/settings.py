@@ -215,6 +215,12 @@ class PolicySettings(Section):
         0, ge=0, description="hold when the teacher was paid for so many this month (UTC); 0: no limit [tokens]"
     )
 
+    notify: str = Field(
+        "",
+        description="Prefect notification block that is told of warning and critical reports; empty: none [TYPE/NAME]",
+        json_schema_extra=LOCATION,
+    )
+
     @field_validator("triggers", mode="before")
     @classmethod
     def _are_known_triggers(cls, given: object) -> object:

@@ -20,6 +20,7 @@ from monitoring.errors import InputError
 from monitoring.features import features
 from monitoring.history import Decision, History, Moment, Observation
 from monitoring.ledger import Ledger
+from monitoring.metrics import write_textfile
 from monitoring.performance import fit_calibration, measure
 from monitoring.profile import ReferenceProfile
 from monitoring.settings import DriftSettings, FeatureSettings, PolicySettings, ReferenceSettings, TrafficSettings
@@ -100,6 +101,7 @@ def monitor(
     now = moment(log, str(window), digest, champion, runs)
     decision = decide(drift, now, ledger, settings, source="monitor")
     show(drift, folder / "report.html")
+    write_textfile(drift, settings.student.name, reports / f"{settings.student.name}.prom")
     return {
         **decision.model_dump(),
         "window": str(window),

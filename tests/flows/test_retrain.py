@@ -2,12 +2,19 @@
 
 import json
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from prefect import flow
+from prefect.blocks.core import Block
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
 
 from flows.retrain import retrain
 
@@ -118,6 +125,40 @@ def test_the_command_ends_with_a_table_and_one_json_object(with_champion: Any) -
     assert "<!DOCTYPE html>" in Path(ended["report"]).read_text()
 
 
+@contextmanager
+def webhook(told: list[str]) -> Iterator[str]:
+    """A server on loopback that keeps what it is told; yields its address."""
+
+    class Keeper(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(200)
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Keeper) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def monitor_with_block(monitor: Any, config: str, window: str, url: str) -> dict[str, Any]:
+    """Run the monitor inside a flow that has saved the notification block: one temporary API for both."""
+
+    @flow
+    def both() -> dict[str, Any]:
+        block = CustomWebhookNotificationBlock(
+            name="redistill-test", url=url, json_data={"text": "{{subject}} {{body}}"}, allow_private_urls=True
+        )
+        block.save("redistill-test", overwrite=True)
+        try:
+            return dict(monitor(config, window))
+        finally:
+            Block.delete("custom-webhook/redistill-test")
+
+    return both()
+
+
 def test_the_monitor_says_quiet_and_starts_nothing(with_champion: Any) -> None:
     workspace, _ = with_champion
     runs = sorted(path.name for path in (workspace.folder / "runs").iterdir())
@@ -144,12 +185,19 @@ def test_without_an_api_the_monitor_calls_the_retrain_itself_and_once(make_works
     from monitoring import traffic
     from monitoring.ledger import Ledger
 
-    workspace = make_workspace()
+    workspace = make_workspace(policy={"notify": "custom-webhook/redistill-test"})
     retrain(str(workspace.config))
     window = "2025-04-20..2025-04-24"
     traffic.append(str(workspace.folder / "traffic"), helpdesk_rows(window).assign(meta_channel="fax"))
-    seen = monitor(str(workspace.config), window)
+    told: list[str] = []
+    with webhook(told) as url:
+        seen = monitor_with_block(monitor, str(workspace.config), window, url)
     assert seen["trigger"] is True
+    assert seen["notified"] is True
+    (message,) = told
+    assert "meta_channel" in message
+    assert not any(prompt in message for prompt in workspace.prompts())
+    assert 'redistill_drift_severity{student="helpdesk"} ' in (workspace.folder / "monitor/helpdesk.prom").read_text()
     assert seen["drift"]["drifted_columns"] == ["meta_channel"]
     assert seen["retrain"]["window"] == window
     assert seen["retrain"]["challenger"] == "2"
@@ -159,5 +207,7 @@ def test_without_an_api_the_monitor_calls_the_retrain_itself_and_once(make_works
     results = [json.loads(path.read_text()) for path in workspace.folder.glob("runs/*/result.json")]
     bought = [result["signals"]["bought_tokens"] for result in results]
     assert ledger.history("helpdesk", datetime.now(UTC)).bought_tokens == sum(bought) > 0
-    assert monitor(str(workspace.config), window)["retrain"]["retrain_id"] == seen["retrain"]["retrain_id"]
+    again = monitor(str(workspace.config), window)
+    assert again["notified"] is False, "a block that is not there is logged and holds nothing up"
+    assert again["retrain"]["retrain_id"] == seen["retrain"]["retrain_id"]
     assert len(list((workspace.folder / "runs").iterdir())) == 2
