@@ -60,16 +60,17 @@ def monitor(
 
 def _notify(block: str, student: str, seen: Mapping[str, Any]) -> bool:
     """Tell the people behind a notification block; what hinders it is logged, and does not hold up the retrain."""
-    from prefect.blocks.notifications import NotificationBlock
+    from prefect.blocks.abstract import NotificationBlock
 
     severity, columns = seen["drift"]["severity"], ", ".join(seen["drift"]["drifted_columns"]) or "whole rows"
     decided = "a retrain is started" if seen["trigger"] else f"held: {seen['reason']}"
     body = f"window {seen['window']} against champion {seen['champion']}: {columns}; {decided}. {seen['report']}"
     try:
-        told: Any = Block.load(block)
+        told = Block.load(block)
         if not isinstance(told, NotificationBlock):
             raise TypeError(f"it is a {type(told).__name__}, no notification block")
-        told.notify(body, subject=f"{severity}: student {student} has drifted")
+        tell: Any = told.notify  # typed as a coroutine, and plain where there is no loop
+        tell(body, subject=f"{severity}: student {student} has drifted")
     except Exception as error:  # every kind of block has errors of its own
         get_run_logger().error("policy.notify = %r was not told: %s: %s", block, type(error).__name__, error)
         return False
