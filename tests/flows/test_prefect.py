@@ -10,6 +10,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ class Server:
     environment: dict[str, str]
     workspace: Workspace
     worker: int  # its process
+    planned: list[str]  # times of the monitor's runs that the schedule had planned; it is paused since
 
     def monitor(self, window: str) -> dict[str, Any]:
         command = [sys.executable, "-m", "flows.monitor", "--config", str(self.workspace.config), "--window", window]
@@ -53,7 +56,7 @@ class Server:
     def post(self, path: str, **body: Any) -> Any:
         answer = httpx.post(f"{self.url}{path}", json=body, timeout=30)
         answer.raise_for_status()
-        return answer.json()
+        return answer.json() if answer.content else None
 
     def runs(self, flow: str) -> list[dict[str, Any]]:
         found = self.post("/flow_runs/filter", flows={"name": {"any_": [flow]}}, sort="EXPECTED_START_TIME_ASC")
@@ -112,7 +115,12 @@ def server(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> It
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
-    environment = {**os.environ, "PREFECT_API_URL": url, "REDISTILL_CONFIG": str(workspace.config)}
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(logs / "home"),  # nobody else's runs, blocks and artifacts
+        "PREFECT_API_URL": url,
+        "REDISTILL_CONFIG": str(workspace.config),
+    }
     serve = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with started(serve, {**environment, "PREFECT_API_URL": ""}, logs / "server.log"):
         wait_for("the Prefect server", lambda: _answers(f"{url}/health"), 240)
@@ -124,9 +132,18 @@ def server(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> It
                 [*PREFECT, *command], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
             )
             assert done.returncode == 0, done.stdout + done.stderr
+        planned = paused_schedule(Server(url, environment, workspace, 0, []))
         start = [*PREFECT, "worker", "start", "--pool", "redistill"]
         with started(start, environment, logs / "worker.log") as worker:
-            yield Server(url, environment, workspace, worker.pid)
+            yield Server(url, environment, workspace, worker.pid, planned)
+
+
+def paused_schedule(server: Server) -> list[str]:
+    """Wait until the monitor's runs are planned, and pause it: at a full hour it would join in the tests."""
+    (monitor,) = server.post("/deployments/filter", deployments={"name": {"any_": ["monitor"]}})
+    runs = wait_for("the monitor's schedule", lambda: server.runs("monitor"), 120)
+    server.post(f"/deployments/{monitor['id']}/pause_deployment")
+    return [run["expected_start_time"] for run in runs]
 
 
 def _answers(url: str) -> bool:
@@ -140,6 +157,13 @@ def champion(workspace: Workspace) -> str:
 
     client = MlflowClient(f"sqlite:///{workspace.folder / 'mlflow.db'}")
     return str(client.get_model_version_by_alias("helpdesk", "champion").version)
+
+
+def test_the_monitor_is_planned_hourly(server: Server) -> None:
+    times = [datetime.fromisoformat(text) for text in server.planned]
+    assert len(times) >= 2
+    assert all((time.minute, time.second) == (0, 0) for time in times)
+    assert {later - time for time, later in pairwise(times)} == {timedelta(hours=1)}
 
 
 def test_a_quiet_window_leads_to_no_run(server: Server) -> None:
