@@ -9,7 +9,6 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -20,6 +19,7 @@ from fsspec.core import url_to_fs
 from monitoring.drift import DriftReport, compare, compare_rows
 from monitoring.errors import Failure, InputError
 from monitoring.profile import JSON_NAME, ReferenceProfile
+from monitoring.report import number, write_html
 from monitoring.settings import DriftSettings
 from monitoring.tally import Tally, count
 
@@ -108,8 +108,6 @@ def main(arguments: list[str] | None = None) -> int:
         seen = tally(profile, given.current, settings.sample_rows)
         report = compare_rows(profile, seen.sample, compare(profile, seen, given.current, settings), settings)
         if given.html:
-            from monitoring.report import write_html
-
             write_html(profile.sample, seen.sample, report, given.html)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -141,12 +139,12 @@ def text(report: DriftReport) -> str:
         (
             column.name,
             column.severity if column.severity != "none" else "",
-            _number(column.psi, ".3f"),
-            _number(column.psi_lower, ".3f"),
-            _number(column.ks_distance, ".3f"),
-            _number(column.p_adjusted, ".2g"),
-            _number(column.jensen_shannon, ".3f"),
-            _number(column.missing_current, ".1%"),
+            number(column.psi, ".3f"),
+            number(column.psi_lower, ".3f"),
+            number(column.ks_distance, ".3f"),
+            number(column.p_adjusted, ".2g"),
+            number(column.jensen_shannon, ".3f"),
+            number(column.missing_current, ".1%"),
             "; ".join([column.why, *map(str, column.moved)] if column.drifted else [column.why]),
         )
         for column in report.columns
@@ -156,7 +154,3 @@ def text(report: DriftReport) -> str:
     lines += ["", f"rows: {report.rows_told()}"] if report.mmd else []
     lines += ["", *(f"finding: {finding}" for finding in report.findings)] if report.findings else []
     return "\n".join(lines)
-
-
-def _number(value: Any, form: str) -> str:
-    return "-" if value is None else format(value, form)

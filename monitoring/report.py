@@ -148,13 +148,13 @@ def _row(column: ColumnDrift) -> str:
     cells = [
         column.name,
         column.kind,
-        _number(column.psi, ".3f"),
-        _number(column.psi_lower, ".3f"),
-        _number(column.psi_p, ".2g"),
-        _number(column.ks_distance, ".3f"),
-        _number(column.p_adjusted, ".2g"),
-        _number(column.missing_reference, ".1%"),
-        _number(column.missing_current, ".1%"),
+        number(column.psi, ".3f"),
+        number(column.psi_lower, ".3f"),
+        number(column.psi_p, ".2g"),
+        number(column.ks_distance, ".3f"),
+        number(column.p_adjusted, ".2g"),
+        number(column.missing_reference, ".1%"),
+        number(column.missing_current, ".1%"),
         "" if column.severity == "none" else column.severity,
         "; ".join([column.why, *map(str, column.moved)] if column.drifted else [column.why]),
     ]
@@ -162,7 +162,8 @@ def _row(column: ColumnDrift) -> str:
     return f"<tr{' class=drifted' if column.drifted else ''}>{inner}</tr>"
 
 
-def _number(value: float | None, form: str) -> str:
+def number(value: float | None, form: str) -> str:
+    """Return a number as it is shown in a table, a dash where there is none."""
     return "-" if value is None else format(value, form)
 
 

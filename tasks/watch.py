@@ -62,7 +62,11 @@ def watch(run: Run, log: str, ledger: Path, settings: Watching) -> dict[str, Any
         "watch",
         work,
         inputs={"window": run.request.window_digest, "champion": champion.digest if champion else None},
-        settings={**settings.drift.model_dump(), "policy": settings.policy.model_dump()},
+        settings={
+            **settings.drift.model_dump(),
+            "features": settings.features.model_dump(mode="json"),
+            "policy": settings.policy.model_dump(),
+        },
     )
     if result["drift"] is not None:
         show(DriftReport.model_validate(result["drift"]), run.stage("watch") / result["report"])
@@ -237,7 +241,7 @@ def profile(run: Run, log: str, student: Path, settings: Watching) -> dict[str, 
         "profile",
         work,
         inputs={"window": run.request.profile_window, "student": str(student)},
-        settings=settings.drift,
+        settings={**settings.drift.model_dump(), "features": settings.features.model_dump(mode="json")},
     )
 
 
