@@ -191,8 +191,12 @@ def test_a_drift_reported_three_times_leads_to_one_retrain_and_a_new_champion(se
     drifted = [path for path in (server.workspace.folder / "runs").iterdir() if _window(path) == DRIFTED]
     assert len(drifted) == 1, "the same drift was trained more than once"
     assert champion(server.workspace) != before
-    answered_before = [run for run in runs if "has been answered before" in server.logs(run)]
-    assert len(answered_before) == 2
+
+    def answered_before() -> list[dict[str, Any]]:
+        return [run for run in runs if "has been answered before" in server.logs(run)]
+
+    # The lines of a run reach the server a little after its end.
+    wait_for("the log lines of both runs that found it answered", lambda: len(answered_before()) == 2, 60)
 
     shown = server.artifacts()
     assert shown["drift"] == shown["verdict"] == "table"
