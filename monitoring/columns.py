@@ -15,7 +15,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, model_validator
 
 from monitoring.features import floats, is_numeric, texts
-from monitoring.statistics import Counts
+from monitoring.statistics import Counts, merge_bins, merge_categories
 
 BINS = 256
 MIN_COUNT = 5  # rarer categories could not be compared (statistics.MIN_EXPECTED), and may tell on a person
@@ -176,6 +176,16 @@ def build_column(series: pd.Series, max_categories: int, seed: int) -> NumericCo
     if is_numeric(series):
         return NumericColumn.build(series)
     return CategoricalColumn.build(series, max_categories, seed)
+
+
+def merged(
+    column: NumericColumn | CategoricalColumn, before: Counted, now: Counted, bins: int
+) -> tuple[Counts, Counts]:
+    """Return the counts of both sides in the cells that their PSI is taken over."""
+    if isinstance(column, NumericColumn):
+        return merge_bins(before.cells, now.cells, bins)
+    # A missing value is a category too.
+    return merge_categories(np.append(before.cells, before.missing), np.append(now.cells, now.missing))
 
 
 def _frequent(values: pd.Series, max_categories: int) -> list[str]:

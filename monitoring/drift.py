@@ -24,12 +24,13 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from monitoring import statistics, trouble
+from monitoring import segments, statistics, trouble
 from monitoring.attribution import Moved, moved
-from monitoring.columns import MIN_COUNT, CategoricalColumn, Counted, NumericColumn
+from monitoring.columns import MIN_COUNT, CategoricalColumn, Counted, NumericColumn, merged
 from monitoring.multivariate import DomainAuc, Mmd, domain_auc, mmd
 from monitoring.performance import Quality
 from monitoring.profile import ReferenceProfile
+from monitoring.segments import Segment
 from monitoring.settings import DriftSettings
 from monitoring.tally import ColumnTally, Tally, count
 
@@ -88,6 +89,7 @@ class DriftReport(BaseModel):
     mmd: Mmd | None = None  # None: rows were not compared
     domain: DomainAuc | None = None  # None: MMD saw nothing to look into
     rows_severity: Severity = "none"
+    segments: list[Segment] = []  # values of meta_ columns in which a drifted column has drifted, the surest first
     quality: Quality | None = None  # None: not measured, nor estimated
     quality_severity: Severity = "none"
 
@@ -148,13 +150,14 @@ def compare(
 def compare_rows(
     profile: ReferenceProfile, sample: pd.DataFrame, report: DriftReport, settings: DriftSettings
 ) -> DriftReport:
-    """Return the report with what rows show that no column does, from samples of both sides."""
+    """Return the report with what rows show and no column does, and which segments carry the drift, from samples."""
     found, domain, severity = mmd(profile.sample, sample, seed=0), None, "none"
     if found.p is not None and found.p < settings.info_alpha:
         severity, domain = "info", domain_auc(profile.sample, sample, seed=0)
         if domain.low is not None and domain.low >= settings.auc_bound:
             severity = "warning"
-    return report.model_copy(update={"mmd": found, "domain": domain, "rows_severity": severity})
+    carrying = segments.carrying(profile, sample, report.drifted_columns, settings)
+    return report.model_copy(update={"mmd": found, "domain": domain, "rows_severity": severity, "segments": carrying})
 
 
 def with_quality(report: DriftReport, quality: Quality, settings: DriftSettings) -> DriftReport:
@@ -194,8 +197,8 @@ def _statistics(
     reference: NumericColumn | CategoricalColumn, before: Counted, now: Counted, bins: int
 ) -> dict[str, object]:
     numbers: dict[str, object]
+    p, q = merged(reference, before, now, bins)
     if isinstance(reference, NumericColumn):
-        p, q = statistics.merge_bins(before.cells, now.cells, bins)
         distance, ks_p = statistics.ks_test(before.cells, now.cells)
         numbers = {
             "ks_distance": distance,
@@ -209,8 +212,7 @@ def _statistics(
                 max(before.high, now.high),
             ),
         }
-    else:  # a missing value is a category too
-        p, q = statistics.merge_categories(np.append(before.cells, before.missing), np.append(now.cells, now.missing))
+    else:
         frequent = sorted(now.others.items(), key=lambda item: (-item[1], item[0]))[:MAX_NEW]
         numbers = {
             "chi_square_p": statistics.chi_square_p(p, q),

@@ -152,5 +152,6 @@ def text(report: DriftReport) -> str:
     widths = [max(len(row[at]) for row in (head, *rows)) for at in range(len(head) - 1)]
     lines += ["  ".join([*map(str.ljust, row[:-1], widths), row[-1]]).rstrip() for row in (head, *rows)]
     lines += ["", f"rows: {report.rows_told()}"] if report.mmd else []
+    lines += ["", *(f"carried by {segment}" for segment in report.segments)] if report.segments else []
     lines += ["", *(f"finding: {finding}" for finding in report.findings)] if report.findings else []
     return "\n".join(lines)

@@ -130,6 +130,7 @@ def _section(report: DriftReport) -> str:
     verdict = f"{report.severity}, drift in {', '.join(drifted)}" if drifted else "no drift"
     rows = "".join(_row(column) for column in report.columns)
     findings = "".join(f"<li>{html.escape(finding)}</li>" for finding in report.findings)
+    segments = "".join(f"<li>{html.escape(str(segment))}</li>" for segment in report.segments)
     head = "".join(f"<th>{title}</th>" for title in _TITLES)
     compared = (
         f"{report.rows:,} rows against {report.reference_rows:,} of the reference {report.reference_window}"
@@ -141,6 +142,7 @@ def _section(report: DriftReport) -> str:
 <table><tr>{head}</tr>{rows}</table>
 {f"<p>Whole rows: {html.escape(report.rows_told())}</p>" if report.mmd else ""}
 {f"<p>{html.escape(report.quality.told().capitalize())}</p>" if report.quality else ""}
+{f"<h2>Segments that carry it</h2><ul>{segments}</ul>" if report.segments else ""}
 {f"<h2>Findings</h2><ul>{findings}</ul>" if findings else ""}</section>"""
 
 

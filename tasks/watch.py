@@ -17,6 +17,7 @@ from distill.settings import StudentSettings, TeacherSettings
 from monitoring import policy, report, traffic
 from monitoring.drift import DriftReport, compare, compare_rows, with_quality
 from monitoring.errors import InputError
+from monitoring.examples import carried, examples
 from monitoring.features import features
 from monitoring.history import Decision, History, Moment, Observation
 from monitoring.ledger import Ledger
@@ -29,6 +30,9 @@ from monitoring.text import load_tokenizer
 from tasks import progress
 from tasks.plan import WINDOW_FILE, choose_window, current_champion, rows_of
 from tasks.run import Champion, Run, read_json, run_stage
+
+ROWS_FILE = "rows.parquet"
+ROWS = ("request_id", "response", "mean_logprob", "carried")
 
 
 @dataclass(frozen=True)
@@ -123,9 +127,11 @@ def observe(
     folder: Path,
     settings: Watching,
 ) -> DriftReport:
-    """Return the drift report on a window's rows; writes drift.json, features.parquet and report.html.
+    """Return the drift report on a window's rows; writes it as drift.json, and what it was made of beside it.
 
-    Only held-out rows are compared: on rows that a champion was trained on it is over-confident.
+    features.parquet; rows.parquet: the champion's answers, and in how many drifted columns a row lies in a bin or
+    category that grew; examples.jsonl: some such rows with their prompts; report.html. Only held-out rows are
+    compared: on rows that a champion was trained on it is over-confident.
     """
     held_out = frame[traffic.row_hash(frame["request_id"]) >= settings.traffic.held_out_from]
     rows = answered(held_out, Path(champion.checkpoint), settings, "window: champion's answers", champion.version)
@@ -135,6 +141,9 @@ def observe(
     tally = count(profile, now, sample_rows=settings.drift.sample_rows, seed=0)
     found = compare_rows(profile, tally.sample, compare(profile, tally, window, settings.drift), settings.drift)
     found = with_quality(found, measure(rows, profile.calibration, seed=0), settings.drift)
+    inside = carried(profile, tally, now, found, settings.drift)
+    rows.assign(carried=inside.sum(axis=1))[list(ROWS)].to_parquet(folder / ROWS_FILE, index=False)
+    examples(rows, inside, seed=0).to_json(folder / "examples.jsonl", orient="records", lines=True, date_format="iso")
     now.to_parquet(folder / "features.parquet")
     (folder / "drift.json").write_text(found.model_dump_json(indent=1))
     report.write_html(profile.sample, now, found, folder / "report.html")
@@ -266,6 +275,7 @@ def show(found: DriftReport, page: Path) -> None:
     ]
     told = [f"Drift of {found.rows} held-out rows of {found.window}: {found.severity}"]
     told += [f"whole rows: {found.rows_told()}", *([found.quality.told()] if found.quality else [])]
+    told += [f"carried by {'; '.join(map(str, found.segments))}"] if found.segments else []
     create_table_artifact(rows, key="drift", description=". ".join(told))
     create_link_artifact(page.resolve().as_uri(), link_text="Evidently report", key="drift-report")
 
