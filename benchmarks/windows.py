@@ -21,6 +21,7 @@ from monitoring.text import load_tokenizer
 from monitoring.traffic import Window
 from tasks import watch
 from tasks.plan import current_champion
+from tasks.run import profile_folder
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def draw(config: Path, stretches: list[str], *, rows: int, quiet: int, later: in
     champion = current_champion(wiring.registry(chosen, places), places.workspace / "checkpoints")
     if champion is None:
         raise SystemExit(f"{config} has no champion yet: python -m flows.retrain --config {config}")
-    profile = ReferenceProfile.load(watch.profile_folder(places.runs, champion))
+    profile = ReferenceProfile.load(profile_folder(places.runs, champion))
     found = []
     for number, stretch in enumerate(stretches):
         frame = traffic.read_window(places.log, Window.parse(stretch))

@@ -19,7 +19,8 @@ from demo import helpdesk
 
 WORKSPACE = "redistill-demo"
 KEPT, MARKER = "kept", "made_from.json"
-STATE = ("mlflow.db", "mlartifacts", "runs", "bentoml", "signals")  # what a retrain changes in a workspace
+LEDGER = ("decisions.db", "decisions.db-wal", "decisions.db-shm")
+STATE = ("mlflow.db", "mlartifacts", "runs", "bentoml", "signals", "monitor", *LEDGER)  # what retrains change
 
 Retrain = Callable[[str, str], dict[str, Any]]  # (config, window) -> how it ended
 

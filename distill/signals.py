@@ -147,6 +147,16 @@ class Obtained:
     bought_tokens: int
 
 
+def lacking(
+    store: SignalStore, teacher: Teacher, prompts: Sequence[NDArray[np.int32]]
+) -> tuple[Keys, NDArray[np.int64]]:
+    """Return the prompts' keys, (N, 32), and which prompts would have to be bought, each different one once."""
+    keys = _keys([key(teacher.digest, teacher.format, teacher.sampling, prompt) for prompt in prompts])
+    store.refresh()
+    first = np.sort(np.unique(_strings(keys), return_index=True)[1])
+    return keys, first[~store.contains(keys[first])]
+
+
 def obtain(
     store: SignalStore,
     teacher: Teacher,
@@ -161,10 +171,7 @@ def obtain(
     Answers are stored after `flush_rows` of them or `flush_seconds`, whichever comes first: a killed job
     loses no more than that. Raises Failure when the teacher leaves prompts out or a signal cannot be right.
     """
-    keys = _keys([key(teacher.digest, teacher.format, teacher.sampling, prompt) for prompt in prompts])
-    store.refresh()
-    first = np.sort(np.unique(_strings(keys), return_index=True)[1])  # a repeated prompt is bought once
-    asked = first[~store.contains(keys[first])]
+    keys, asked = lacking(store, teacher, prompts)
     pending: list[Record] = []
     answered: set[int] = set()
     flushed = time.monotonic()

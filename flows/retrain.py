@@ -50,7 +50,7 @@ def retrain(
     drift event.
     """
     from flows import wiring
-    from tasks import plan
+    from tasks import plan, probe
 
     chosen = settings.load(config, overrides)
     places = wiring.Places(chosen)
@@ -80,7 +80,7 @@ def retrain(
             logger.info("retrain %s has been answered before: %s", run.request.retrain_id, done["outcome"])
             return _still_so(done, registry)
         outcome = _stages(run, chosen, places, registry)
-        result = summary.result(run, outcome, places)
+        result = summary.result(run, outcome, places, probe.settle(run, places.ledger))
         if outcome != "held":  # before the end is written: an event may come twice, but is not lost
             payload = {key: result[key] for key in ("retrain_id", "outcome", "window", "champion", "challenger")}
             event = PROMOTED if outcome == "promoted" else REJECTED
@@ -105,13 +105,15 @@ def _still_so(done: dict[str, Any], registry: "Registry") -> dict[str, Any]:
 def _stages(run: "Run", chosen: settings.Settings, places: "Places", registry: "Registry") -> str:
     """Take a run from its last finished stage to its end; returns promoted, rejected or held."""
     from flows import wiring
-    from tasks import judge, ship, teach, train, watch
+    from tasks import judge, probe, profile, ship, teach, train, watch
 
     watching, teaching = wiring.watching(chosen), wiring.teaching(chosen, places)
     decision = watch.watch(run, places.log, places.ledger, watching)
     if not decision["trigger"]:
         return "held"
     start = wiring.start_of(run, chosen)
+    if not probe.probe(run, places.log, start, wiring.probing(chosen), teaching)["pays"]:
+        return "held"
     teach.teach(run, places.log, start, teaching)
     student = train.train(run, start, places.signals, chosen.training)
     verdict = judge.judge(run, places.log, student, chosen.judging, teaching)
@@ -119,7 +121,7 @@ def _stages(run: "Run", chosen: settings.Settings, places: "Places", registry: "
     if verdict["outcome"] != "pass":
         return "rejected" if verdict["outcome"] == "fail" else "held"
     ship.package(run, version, student, places.bentos, chosen.packaging, chosen.student)
-    watch.profile(run, places.log, student, watching)
+    profile.profile(run, places.log, student, watching, chosen.probe, teaching)
     ship.promote(run, registry, version)
     return "promoted"
 

@@ -26,6 +26,7 @@ from monitoring.settings import (
     FeatureSettings,
     JudgingSettings,
     PolicySettings,
+    ProbeSettings,
     ReferenceSettings,
     TrafficSettings,
 )
@@ -71,6 +72,7 @@ class Settings(BaseSettings):
     features: FeatureSettings = FeatureSettings()
     drift: DriftSettings = DriftSettings()
     policy: PolicySettings = PolicySettings()
+    probe: ProbeSettings = ProbeSettings()
     judging: JudgingSettings = JudgingSettings()
     registry: RegistrySettings = RegistrySettings()
     packaging: PackagingSettings = PackagingSettings()

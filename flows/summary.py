@@ -1,5 +1,6 @@
 """How a retrain ended: one object for machines, one table for people."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,11 @@ if TYPE_CHECKING:
     from tasks.run import Run
 
 
-def result(run: "Run", outcome: str, places: "Places") -> dict[str, Any]:
-    """Return the end of a retrain from the manifests of its stages."""
+def result(run: "Run", outcome: str, places: "Places", came_true: Mapping[str, float | None] | None) -> dict[str, Any]:
+    """Return the end of a retrain from the manifests of its stages, and what came true of what was expected of it."""
     manifests = run.manifests()
     found = {name: manifest["result"] for name, manifest in manifests.items()}
-    costs = [found[name] for name in ("signals", "judge") if name in found]
+    costs = [result for result in found.values() if "bought_tokens" in result]
     before = run.request.champion
     promoted = found.get("promote", {}).get("champion")
     return {
@@ -25,6 +26,7 @@ def result(run: "Run", outcome: str, places: "Places") -> dict[str, Any]:
         "champion": promoted or (before.version if before else None),
         "challenger": found.get("register", {}).get("version"),
         "drift": found["watch"]["drift"],
+        "probe": {**found["probe"], "came_true": came_true} if "probe" in found else None,
         "verdict": found.get("judge"),
         "signals": {key: sum(cost[key] for cost in costs) for key in ("reused_tokens", "bought_tokens")},
         "bento": found.get("bento", {}).get("tag"),
@@ -62,6 +64,8 @@ def show(ended: dict[str, Any]) -> None:
 def _reason(outcome: str, found: dict[str, Any]) -> str:
     if "judge" in found and outcome != "promoted":
         return f"verdict {found['judge']['outcome']}: {found['judge']['reason']}"
+    if "probe" in found and not found["probe"]["pays"]:
+        return str(found["probe"]["reason"])
     return str(found["watch"]["reason"])
 
 
@@ -87,6 +91,8 @@ def _told(stage: str, ended: dict[str, Any]) -> str:
     drift, verdict = ended["drift"], ended["verdict"]
     if stage == "watch":
         return "no champion yet" if drift is None else f"drifted: {', '.join(drift['drifted_columns']) or 'nothing'}"
+    if stage == "probe":
+        return _expectation(ended["probe"])
     if stage == "signals":
         return f"{ended['signals']['bought_tokens']} tokens bought, {ended['signals']['reused_tokens']} reused"
     if stage == "judge":
@@ -100,6 +106,21 @@ def _told(stage: str, ended: dict[str, Any]) -> str:
         "promote": f"champion is version {ended['champion']}",
     }
     return told[stage]
+
+
+def _expectation(probe: dict[str, Any]) -> str:
+    """Return in words what the probe saw and expected, and what came true."""
+    from monitoring.probe import told as numbers
+
+    loss, true = probe["loss"], probe["came_true"]
+    told = f"agreement with the teacher {_percent(probe['agreement'])}"
+    told += f", was {_percent(probe['before'])}" if probe["before"] else ""
+    told += f": loss {loss['low']:.2f} to {loss['high']:.2f}. expected {numbers(probe['expected'])}"
+    return f"{told}; came true {numbers(true)}" if true else told
+
+
+def _percent(agreement: dict[str, int]) -> str:
+    return f"{agreement['agreed'] / agreement['rows']:.0%}"
 
 
 def _pair(values: dict[str, float]) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from deployments.registry import Registry, connect
 from distill import checkpoint
 from flows.settings import NO_WORKSPACE, SQLITE, Settings, SettingsError, database_in
+from tasks.probe import Probing
 from tasks.run import Run
 from tasks.teach import Teaching
 from tasks.watch import Watching
@@ -47,6 +48,11 @@ def teaching(settings: Settings, places: Places) -> Teaching:
     return Teaching(
         settings.student, settings.teacher, settings.training, settings.traffic, places.signals, places.ledger
     )
+
+
+def probing(settings: Settings) -> Probing:
+    """Return what a retrain is weighed by before it is paid for."""
+    return Probing(settings.probe, settings.judging, settings.policy.budget_tokens)
 
 
 def start_of(run: Run, settings: Settings) -> Path:

@@ -50,6 +50,21 @@ class Observation(BaseModel):
     reason: str
 
 
+class Probed(BaseModel):
+    """What was expected of a retrain before it was paid for, and what came true: gain, tokens, seconds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    retrain_id: str
+    time: datetime
+    student: str
+    window: str
+    pays: bool
+    reason: str
+    expected: dict[str, float | None]
+    true: dict[str, float | None] | None = None  # None: not retrained, or not yet
+
+
 class History(BaseModel):
     """What came before: earlier decisions of the student, the oldest first, and this month's bought tokens."""
 

@@ -1,6 +1,7 @@
 """python -m monitoring.ledger FILE [--json]
 
-The policy's memory, WORKSPACE/decisions.db (SQLite): each decision with its reason, and what the teacher was paid for.
+The policy's memory, WORKSPACE/decisions.db (SQLite): each decision with its reason, what a probe expected of a retrain
+beside what came true of it, and what the teacher was paid for.
 It survives restarts, and of processes that ask at once one decides and the others are told. No prompt goes in.
 """
 
@@ -8,16 +9,17 @@ import argparse
 import json
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from monitoring.errors import Failure, InputError
-from monitoring.history import Decision, History, Observation
+from monitoring.history import Decision, History, Observation, Probed
+from monitoring.probe import told
 
-VERSION = 1  # of the tables
+VERSION = 2  # of the tables; 2 has probes
 BUSY_SECONDS = 60.0  # a decision takes milliseconds
 
 _TABLES = (
@@ -42,6 +44,16 @@ _TABLES = (
         UNIQUE (student, window_digest, champion_digest, settings_digest, forced)
     )""",
     "CREATE TABLE IF NOT EXISTS purchases (retrain_id TEXT PRIMARY KEY, time TEXT NOT NULL, tokens INTEGER NOT NULL)",
+    """CREATE TABLE IF NOT EXISTS probes (
+        retrain_id TEXT PRIMARY KEY,
+        time TEXT NOT NULL,
+        student TEXT NOT NULL,
+        window TEXT NOT NULL,
+        pays INTEGER NOT NULL,
+        reason TEXT NOT NULL,
+        expected TEXT NOT NULL,
+        true TEXT
+    )""",
 )
 _COLUMNS = (
     "time", "student", "source", "window", "window_digest", "champion", "champion_digest", "severity",
@@ -106,6 +118,31 @@ class Ledger:
                 (retrain_id, _text(time), tokens),
             )
 
+    def record_probe(self, probed: Probed) -> None:
+        """Write down what was expected of a retrain, or what came true of it, in place of what was there."""
+        values = probed.model_dump() | {
+            "time": _text(probed.time),
+            "pays": int(probed.pays),
+            "expected": json.dumps(probed.expected),
+            "true": None if probed.true is None else json.dumps(probed.true),
+        }
+        with self._writing() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO probes VALUES "
+                "(:retrain_id, :time, :student, :window, :pays, :reason, :expected, :true)",
+                values,
+            )
+
+    def probes(self) -> list[Probed]:
+        """Return all probes, the oldest first."""
+        with self._writing() as database:
+            return [_probed(row) for row in database.execute("SELECT * FROM probes ORDER BY time")]
+
+    def bought(self, time: datetime) -> int:
+        """Return the tokens bought in the month of `time`."""
+        with self._writing() as database:
+            return _bought(database, time)
+
     def history(self, student: str, time: datetime) -> History:
         """Return the student's decisions so far and the tokens bought in the month of `time`."""
         with self._writing() as database:
@@ -152,7 +189,7 @@ class Ledger:
                 f"decision ledger {str(self.path)!r} is of version {version}, this redistill reads {VERSION}: "
                 "install the newer redistill that wrote it"
             )
-        if version == 0:
+        if version < VERSION:
             for table in _TABLES:
                 database.execute(table)
             database.execute(f"PRAGMA user_version = {VERSION}")
@@ -169,13 +206,23 @@ def _write_ahead(database: sqlite3.Connection) -> None:
 
 def _history(database: sqlite3.Connection, student: str, time: datetime) -> History:
     rows = database.execute("SELECT * FROM decisions WHERE student = ? ORDER BY id", (student,))
-    month = f"{time.astimezone(UTC):%Y-%m}"
-    bought = database.execute("SELECT sum(tokens) FROM purchases WHERE substr(time, 1, 7) = ?", (month,)).fetchone()
     earlier = tuple(
         Observation.model_validate({name: value for name, value in _record(row).items() if name in _REMEMBERED})
         for row in rows
     )
-    return History(earlier=earlier, bought_tokens=bought[0] or 0)
+    return History(earlier=earlier, bought_tokens=_bought(database, time))
+
+
+def _bought(database: sqlite3.Connection, time: datetime) -> int:
+    month = f"{time.astimezone(UTC):%Y-%m}"
+    found = database.execute("SELECT sum(tokens) FROM purchases WHERE substr(time, 1, 7) = ?", (month,)).fetchone()
+    return int(found[0] or 0)
+
+
+def _probed(row: sqlite3.Row) -> Probed:
+    values = dict(row)
+    texts = {name: json.loads(values[name]) if values[name] else None for name in ("expected", "true")}
+    return Probed.model_validate({**values, **texts})
 
 
 _REMEMBERED = set(Observation.model_fields)
@@ -193,35 +240,58 @@ def _text(time: datetime) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m monitoring.ledger", description="Prints the policy's decisions.")
+    parser = argparse.ArgumentParser(
+        prog="python -m monitoring.ledger", description="Prints the policy's decisions and probes."
+    )
     parser.add_argument("file", metavar="FILE", type=Path, help="WORKSPACE/decisions.db")
-    parser.add_argument("--json", action="store_true", help="print them as a JSON array instead of a table")
+    parser.add_argument("--json", action="store_true", help="print them as one JSON object instead of tables")
     given = parser.parse_args(arguments)
     try:
-        found = Ledger(given.file).decisions()
+        ledger = Ledger(given.file)
+        found, probes = ledger.decisions(), ledger.probes()
     except (InputError, Failure) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
-    print(json.dumps(found, indent=1)) if given.json else _show(found)
+    if given.json:
+        told = {"decisions": found, "probes": [probed.model_dump(mode="json") for probed in probes]}
+        print(json.dumps(told, indent=1))
+    else:
+        _show(found, probes)
     return 0
 
 
-def _show(found: list[dict[str, Any]]) -> None:
+def _show(found: list[dict[str, Any]], probes: list[Probed]) -> None:
+    decisions = [
+        (
+            each["time"][:19], each["student"], each["source"], each["window"], each["champion"], str(each["rows"]),
+            each["severity"], "trigger" if each["trigger"] else "hold", each["reason"],
+        )
+        for each in found
+    ]  # fmt: skip
+    _print(("time", "student", "by", "window", "champion", "rows", "severity", "decision", "reason"), decisions)
+    asked = [
+        (
+            _text(each.time)[:19], each.student, each.window, each.retrain_id, "retrain" if each.pays else "hold",
+            each.reason, told(each.expected), told(each.true) if each.true else "",
+        )
+        for each in probes
+    ]  # fmt: skip
+    if asked:
+        print()
+        _print(("time", "student", "window", "retrain", "probe says", "reason", "expected", "came true"), asked)
+
+
+def _print(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(width=None if Console().is_terminal else 150)
     table = Table(show_edge=False, pad_edge=False)
-    for column in ("time", "student", "by", "window", "champion", "rows", "severity", "decision", "reason"):
+    for column in columns:
         table.add_column(column, overflow="fold")
-    for each in found:
-        cells = (
-            each["time"][:19], each["student"], each["source"], each["window"], each["champion"], str(each["rows"]),
-            each["severity"], "trigger" if each["trigger"] else "hold", each["reason"],
-        )  # fmt: skip
+    for cells in rows:
         table.add_row(*(escape(cell) for cell in cells))  # brackets in them are text, no markup
-    console.print(table)
+    Console(width=None if Console().is_terminal else 150).print(table)
 
 
 if __name__ == "__main__":

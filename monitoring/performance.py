@@ -139,16 +139,16 @@ def measure(frame: pd.DataFrame, calibration: Calibration | None, seed: int) -> 
     )
 
 
-def wilson(hits: int, rows: int) -> Interval:
+def wilson(hits: int, rows: int, level: float = LEVEL) -> Interval:
     """Return the share of hits among 1 or more rows with Wilson's score interval (1927)."""
-    z, share = _z(), hits / rows
+    z, share = _z(level), hits / rows
     middle = (share + z * z / (2 * rows)) / (1 + z * z / rows)
     reach = z / (1 + z * z / rows) * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
     return Interval(value=share, low=max(0.0, min(middle - reach, share)), high=min(1.0, max(middle + reach, share)))
 
 
-def _z() -> float:
-    return float(ndtri((1 + LEVEL) / 2))
+def _z(level: float = LEVEL) -> float:
+    return float(ndtri((1 + level) / 2))
 
 
 def _confidence(frame: pd.DataFrame) -> Floats:

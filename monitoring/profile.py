@@ -22,6 +22,7 @@ from monitoring.errors import InputError
 from monitoring.features import numbers
 from monitoring.files import write_atomically
 from monitoring.performance import Calibration
+from monitoring.probe import Agreement
 
 FORMAT: Final = 1
 JSON_NAME = "profile.json"
@@ -40,6 +41,7 @@ class ReferenceProfile(BaseModel):
     schema_digest: str
     features: dict[str, Any] = {}  # the settings its features were made by
     calibration: Calibration | None = None  # None: too few labels to tell what its confidence is worth
+    agreement: Agreement | None = None  # of champion and teacher; None: not asked
     columns: dict[str, Annotated[NumericColumn | CategoricalColumn, Field(discriminator="kind")]]
     _sample: pd.DataFrame = PrivateAttr()
 
@@ -69,6 +71,7 @@ class ReferenceProfile(BaseModel):
         seed: int,
         feature_settings: Mapping[str, Any] | None = None,
         calibration: Calibration | None = None,
+        agreement: Agreement | None = None,
     ) -> Self:
         """Make the profile of a frame of features; `window` and `model_version` say what it is a profile of.
 
@@ -87,6 +90,7 @@ class ReferenceProfile(BaseModel):
             schema_digest=_schema_digest(columns),
             features=dict(feature_settings or {}),
             calibration=calibration,
+            agreement=agreement,
             columns=columns,
         )
         chosen = np.random.default_rng(seed).permutation(len(named))[:sample_rows]

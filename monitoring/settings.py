@@ -133,6 +133,23 @@ class FeatureSettings(Section):
         return pattern
 
 
+class ProbeSettings(Section):
+    """What the teacher is asked before a retrain is paid for."""
+
+    rows: int = Field(
+        64, ge=0, description="held-out rows of the drifted slice that the teacher is asked about first; 0: none [rows]"
+    )
+    margin: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="hold when agreement with the teacher has surely lost less than this since the promotion [share]",
+    )
+    reference_rows: int = Field(
+        256, ge=0, description="held-out rows that a new champion's agreement is measured on; 0: none [rows]"
+    )
+
+
 class DriftSettings(Section):
     """When a column counts as drifted."""
 

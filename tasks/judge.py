@@ -100,7 +100,9 @@ def with_targets(slices: list[HeldOut], student: Path, teaching: Teaching) -> tu
     rows["target"], rows["by_teacher"] = rows["reference"], unlabelled
     cost = {"reused_tokens": 0, "bought_tokens": 0}
     if unlabelled.any():
-        texts, obtained = teach.answers(rows.loc[unlabelled, "prompt"].tolist(), student, teaching)
+        texts, obtained = teach.answers(
+            rows.loc[unlabelled, "prompt"].tolist(), student, teaching, "held-out rows without a label"
+        )
         rows.loc[unlabelled, "target"] = texts
         cost = {"reused_tokens": obtained.reused_tokens, "bought_tokens": obtained.bought_tokens}
     cost["targets_by_teacher"] = int(unlabelled.sum())

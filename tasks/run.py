@@ -94,6 +94,11 @@ class Run:
             yield
 
 
+def profile_folder(runs: Path, champion: Champion) -> Path:
+    """Return where a champion's reference profile lies: in the run that made it."""
+    return runs / champion.retrain_id / "profile"
+
+
 def run_stage(
     run: Run,
     name: str,

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,12 @@ from monitoring.traffic import Window
 from tasks import progress
 from tasks.plan import WINDOW_FILE
 from tasks.run import Run, run_stage
+
+if TYPE_CHECKING:
+    from distill.teachers.local import LocalTeacher
+
+
+PAYING = ("probe", "signals", "judge", "profile")  # stages that ask the teacher
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def teach(run: Run, log: str, start: Path, settings: Teaching) -> dict[str, Any]
 
 def record_purchases(run: Run, ledger: Path) -> None:
     """Write into the ledger what the retrain has bought from the teacher so far, for the month's budget."""
-    stages = [manifest for name, manifest in run.manifests().items() if name in ("signals", "judge")]
+    stages = [manifest for name, manifest in run.manifests().items() if name in PAYING]
     first = datetime.fromisoformat(stages[0]["end"])
     tokens = sum(stage["result"]["bought_tokens"] for stage in stages)
     Ledger(ledger).record_purchase(run.request.retrain_id, first, tokens)
@@ -100,16 +106,9 @@ def ask(
 ) -> tuple[list[np.ndarray[Any, Any]], int, Obtained]:
     """Return (token ids of the prompts, how many were cut, the teacher's signals for them), bought where not stored."""
     from distill.prompts import encode, load_tokenizer
-    from distill.teachers.local import LocalTeacher
 
     tokenizer = load_tokenizer(start)
-    teacher = LocalTeacher(
-        settings.teacher.model,
-        top_k=settings.teacher.top_k,
-        max_new_tokens=settings.student.max_new_tokens,
-        batch_size=settings.teacher.batch_size,
-        device=settings.teacher.device,
-    )
+    teacher = local_teacher(settings)
     teacher.check(tokenizer, settings.teacher.top_k)
     encoded = encode(tokenizer, prompts, settings.student.max_prompt_tokens)
     with progress.bar(what, "prompts") as shown:
@@ -117,14 +116,34 @@ def ask(
     return encoded.ids, encoded.truncated, obtained
 
 
-def answers(prompts: list[str], start: Path, settings: Teaching) -> tuple[list[str], Obtained]:
-    """Return the teacher's answers as text, with what they cost."""
+def local_teacher(settings: Teaching) -> "LocalTeacher":
+    """Return the teacher that the settings name; its weights are loaded when it is asked."""
+    from distill.teachers.local import LocalTeacher
+
+    return LocalTeacher(
+        settings.teacher.model,
+        top_k=settings.teacher.top_k,
+        max_new_tokens=settings.student.max_new_tokens,
+        batch_size=settings.teacher.batch_size,
+        device=settings.teacher.device,
+    )
+
+
+def answers(prompts: list[str], start: Path, settings: Teaching, what: str) -> tuple[list[str], Obtained]:
+    """Return the teacher's answers as text, with what they cost; `what` names the rows to people."""
     from distill.prompts import load_tokenizer
 
-    _, _, obtained = ask(prompts, start, settings, "teacher: held-out rows without a label")
+    _, _, obtained = ask(prompts, start, settings, f"teacher: {what}")
     store, tokenizer = SignalStore(Path(settings.signals)), load_tokenizer(start)
     ids = [store.get(key.tobytes()).answer for key in obtained.keys]
     return [tokenizer.decode(answer, skip_special_tokens=True) for answer in ids], obtained
+
+
+def compared(rows: pd.DataFrame, start: Path, settings: Teaching, what: str) -> tuple[pd.DataFrame, Obtained]:
+    """Return the rows with `teacher_response` and whether `response` says the same (`agree`), and what it cost."""
+    texts, obtained = answers(rows["prompt"].tolist(), start, settings, what)
+    same = np.char.strip(rows["response"].to_numpy(str)) == np.char.strip(np.asarray(texts, str))
+    return rows.assign(teacher_response=texts, agree=same), obtained
 
 
 def _not_held_out(frame: pd.DataFrame, settings: TrafficSettings) -> pd.DataFrame:

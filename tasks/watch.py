@@ -22,14 +22,20 @@ from monitoring.features import features
 from monitoring.history import Decision, History, Moment, Observation
 from monitoring.ledger import Ledger
 from monitoring.metrics import write_textfile
-from monitoring.performance import fit_calibration, measure
+from monitoring.performance import measure
 from monitoring.profile import ReferenceProfile
-from monitoring.settings import DriftSettings, FeatureSettings, PolicySettings, ReferenceSettings, TrafficSettings
+from monitoring.settings import (
+    DriftSettings,
+    FeatureSettings,
+    PolicySettings,
+    ReferenceSettings,
+    TrafficSettings,
+)
 from monitoring.tally import count
 from monitoring.text import load_tokenizer
 from tasks import progress
 from tasks.plan import WINDOW_FILE, choose_window, current_champion, rows_of
-from tasks.run import Champion, Run, read_json, run_stage
+from tasks.run import Champion, Run, profile_folder, read_json, run_stage
 
 ROWS_FILE = "rows.parquet"
 ROWS = ("request_id", "response", "mean_logprob", "carried")
@@ -221,42 +227,6 @@ def answered(frame: pd.DataFrame, model: Path, settings: Watching, what: str, ve
     frame.loc[missing, "response"] = scores.responses
     frame.loc[missing, "mean_logprob"] = scores.mean_logprob
     return frame
-
-
-@task(name="profile", cache_policy=NO_CACHE)
-def profile(run: Run, log: str, student: Path, settings: Watching) -> dict[str, Any]:
-    """Freeze the statistics of the new champion's world, from held-out rows that it has answered."""
-
-    def work(folder: Path) -> dict[str, Any]:
-        frame = rows_of(log, traffic.Window.parse(run.request.profile_window))
-        hashes = traffic.row_hash(frame["request_id"])
-        chosen = frame[(hashes >= settings.traffic.held_out_from) & (hashes < settings.traffic.profile_until)]
-        rows = answered(chosen, student, settings, "profile: new champion's answers", None)
-        built = ReferenceProfile.build(
-            features(rows, settings.features, load_tokenizer(student)),
-            window=run.request.profile_window,
-            model_version=run.request.retrain_id,
-            max_categories=settings.drift.max_categories,
-            sample_rows=settings.drift.sample_rows,
-            seed=0,
-            feature_settings=settings.features.model_dump(mode="json"),
-            calibration=fit_calibration(rows),
-        )
-        built.save(folder)
-        return {"rows": len(chosen), "window": run.request.profile_window}
-
-    return run_stage(
-        run,
-        "profile",
-        work,
-        inputs={"window": run.request.profile_window, "student": str(student)},
-        settings={**settings.drift.model_dump(), "features": settings.features.model_dump(mode="json")},
-    )
-
-
-def profile_folder(runs: Path, champion: Champion) -> Path:
-    """Return where a champion's reference profile lies: in the run that made it."""
-    return runs / champion.retrain_id / "profile"
 
 
 def show(found: DriftReport, page: Path) -> None:

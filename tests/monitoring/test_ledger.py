@@ -12,7 +12,7 @@ import pytest
 
 from monitoring import ledger
 from monitoring.errors import Failure, InputError
-from monitoring.history import Decision, History, Observation
+from monitoring.history import Decision, History, Observation, Probed
 from monitoring.ledger import Ledger
 from monitoring.policy import settings_digest
 from monitoring.settings import DriftSettings, PolicySettings
@@ -238,7 +238,7 @@ def test_a_newer_ledger_is_refused_and_left_as_it_is(book: Ledger) -> None:
     with sqlite3.connect(book.path) as database:
         database.execute("PRAGMA user_version = 9")
     database.close()
-    with pytest.raises(InputError, match=r"is of version 9, this redistill reads 1"):
+    with pytest.raises(InputError, match=r"is of version 9, this redistill reads 2"):
         ask(book, seen(1))
 
 
@@ -256,8 +256,53 @@ def test_the_command_prints_a_table_or_json(book: Ledger, capsys: pytest.Capture
     for words in ("2026-02-01..2026-03-01", "trigger", "drift in x [far]", "hold", "held for a reason"):
         assert words in table
     assert ledger.main([str(book.path), "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    rows = json.loads(capsys.readouterr().out)["decisions"]
     assert [row["trigger"] for row in rows] == [True, False]
+
+
+def probed(true: dict[str, float | None] | None = None) -> Probed:
+    return Probed(
+        retrain_id="r1",
+        time=NOON,
+        student="s",
+        window="2026-02-01..2026-03-01",
+        pays=True,
+        reason="they agree on less [now]",
+        expected={"gain": 0.1, "tokens": 1000, "seconds": None},
+        true=true,
+    )
+
+
+def test_what_came_true_of_a_probe_takes_its_place_beside_what_was_expected(
+    book: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book.record_probe(probed())
+    assert book.probes() == [probed()]
+    book.record_probe(probed({"gain": 0.08, "tokens": 1100, "seconds": 9.0}))
+    (found,) = book.probes()
+    assert found.expected["gain"] == 0.1
+    assert found.true == {"gain": 0.08, "tokens": 1100, "seconds": 9.0}
+    assert ledger.main([str(book.path)]) == 0
+    table = " ".join(capsys.readouterr().out.split())
+    assert "[now]" in table
+    assert ledger.main([str(book.path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["probes"][0]["true"]["tokens"] == 1100
+
+
+def test_a_ledger_from_before_there_were_probes_keeps_its_decisions(book: Ledger) -> None:
+    ask(book, seen())
+    with sqlite3.connect(book.path) as database:
+        database.execute("DROP TABLE probes")
+        database.execute("PRAGMA user_version = 1")
+    database.close()
+    assert book.probes() == []
+    assert len(book.decisions()) == 1
+
+
+def test_purchases_count_in_their_month_alone(book: Ledger) -> None:
+    book.record_purchase("r1", NOON, 10)
+    book.record_purchase("r2", NOON + timedelta(days=31), 5)
+    assert (book.bought(NOON), book.bought(NOON + timedelta(days=31))) == (10, 5)
 
 
 def test_the_command_names_a_file_that_is_not_there_and_makes_none(

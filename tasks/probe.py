@@ -1,0 +1,184 @@
+"""Probing: the teacher is asked about a sample of the drifted slice before the whole retrain is paid for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from prefect import task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+
+from distill.batches import step_count
+from distill.mixture import draw
+from distill.signals import Obtained, SignalStore, lacking
+from monitoring.history import Probed
+from monitoring.ledger import Ledger
+from monitoring.probe import Agreement, told
+from monitoring.probe import probe as judged
+from monitoring.profile import ReferenceProfile
+from monitoring.settings import JudgingSettings, ProbeSettings
+from tasks import teach
+from tasks.judge import held_out_slices
+from tasks.plan import WINDOW_FILE
+from tasks.profile import agreement_rows, profiled_rows
+from tasks.run import Champion, Run, profile_folder, read_json, run_stage
+from tasks.teach import Teaching
+from tasks.train import step_records
+from tasks.watch import ROWS_FILE
+
+AFTER = ("signals", "judge", "profile")  # stages that ask the teacher once the retrain is on its way
+
+
+@dataclass(frozen=True)
+class Probing:
+    """The settings that a retrain is weighed by before it is paid for."""
+
+    probe: ProbeSettings
+    judging: JudgingSettings
+    budget_tokens: int  # of a month; 0: no limit
+
+
+@task(name="probe", cache_policy=NO_CACHE)
+def probe(run: Run, log: str, start: Path, settings: Probing, teaching: Teaching) -> dict[str, Any]:
+    """Return whether the retrain `pays`, with the reason, and what it is expected to win and to cost.
+
+    A first champion, or probe.rows = 0, pays unasked.
+    """
+    champion = run.request.champion
+    if champion is None or not settings.probe.rows:
+        return {"pays": True}
+
+    def work(folder: Path) -> dict[str, Any]:
+        rows, slice_share = drifted_rows(run, settings.probe.rows)
+        compared, obtained = teach.compared(rows, start, teaching, "a sample of the drifted slice")
+        compared.drop(columns="prompt").to_parquet(folder / ROWS_FILE, index=False)
+        agreement = Agreement(agreed=int(compared["agree"].sum()), rows=len(compared))
+        before = ReferenceProfile.load(profile_folder(run.folder.parent, champion)).agreement
+        found = judged(agreement, before, settings.probe, slice_share, force=run.request.force)
+        tokens, seconds = _cost(run, champion, log, start, obtained, settings, teaching)
+        over = _over_budget(tokens + obtained.bought_tokens, settings.budget_tokens, teaching)
+        held = over if found.pays and not run.request.force else ""
+        return {
+            **found.model_dump(),
+            "pays": found.pays and not held,
+            "reason": held or found.reason,
+            "expected": {"gain": found.expected_gain.value, "tokens": tokens, "seconds": seconds},
+            "reused_tokens": obtained.reused_tokens,
+            "bought_tokens": obtained.bought_tokens,
+        }
+
+    result = run_stage(
+        run,
+        "probe",
+        work,
+        inputs={"window": run.request.window_digest, "teacher": run.request.teacher, "champion": champion.digest},
+        settings={**settings.probe.model_dump(), "budget_tokens": settings.budget_tokens},
+    )
+    teach.record_purchases(run, teaching.ledger)
+    _remember(run, teaching.ledger, result, None)
+    get_run_logger().info("probe: %s; expected of the retrain: %s", result["reason"], told(result["expected"]))
+    return result
+
+
+@task(name="settle", cache_policy=NO_CACHE)
+def settle(run: Run, ledger: Path) -> dict[str, float | None] | None:
+    """Compare what the probe expected with what came true; None where nothing was expected or nothing trained."""
+    found = run.manifests()
+    if "probe" not in found or "judge" not in found:
+        return None
+    fresh = next(check for check in found["judge"]["result"]["checks"] if check["kind"] == "fresh")
+    true = {
+        "gain": fresh["difference"],
+        "tokens": sum(stage["result"]["bought_tokens"] for name, stage in found.items() if name in AFTER),
+        "seconds": found["train"]["seconds"],
+    }
+    expected = found["probe"]["result"]["expected"]
+    _remember(run, ledger, found["probe"]["result"], true)
+    get_run_logger().info("the retrain was expected to bring %s; it brought %s", told(expected), told(true))
+    return true
+
+
+def drifted_rows(run: Run, count: int) -> tuple[pd.DataFrame, float]:
+    """Return at most `count` rows of the drifted slice, with prompt and champion's answer, and the slice's share.
+
+    The slice is what lies in the bins and categories that grew, or the whole window where that is fewer than `count`.
+    """
+    answers = pd.read_parquet(run.stage("watch") / ROWS_FILE)
+    chosen, share = answers[answers["carried"] > 0], 1.0
+    if len(chosen) < count:
+        chosen = answers
+    else:
+        share = len(chosen) / len(answers)
+    chosen = chosen.iloc[draw(len(chosen), min(count, len(chosen)), seed=0)]
+    prompts = pd.read_parquet(run.folder / WINDOW_FILE)[["request_id", "prompt"]]
+    return chosen.merge(prompts, on="request_id", validate="one_to_one"), share
+
+
+def _cost(
+    run: Run, champion: Champion, log: str, start: Path, obtained: Obtained, settings: Probing, teaching: Teaching
+) -> tuple[int, float | None]:
+    """Return the teacher tokens that the retrain would still buy, and how many seconds it would train."""
+    from distill.prompts import encode, load_tokenizer
+
+    learned = pd.concat(teach.learned_rows(run, log, teaching))
+    slices, _ = held_out_slices(run, log, settings.judging, teaching)
+    unlabelled = [part.rows[part.rows["reference"].isna()] for part in slices]
+    profiled = agreement_rows(profiled_rows(run, log, teaching.traffic), settings.probe)
+    prompts = pd.concat([learned, *unlabelled, profiled])["prompt"].tolist()
+    ids = encode(load_tokenizer(start), prompts, teaching.student.max_prompt_tokens).ids
+    store = SignalStore(Path(teaching.signals))
+    _, bought = lacking(store, teach.local_teacher(teaching), ids)
+    answer = np.mean([len(store.get(key.tobytes()).answer) for key in obtained.keys])
+    tokens = sum(len(ids[at]) for at in bought) + round(len(bought) * float(answer))
+    return tokens, _training_seconds(run.folder.parent, champion, len(learned), teaching)
+
+
+def _training_seconds(runs: Path, champion: Champion, rows: int, teaching: Teaching) -> float | None:
+    """Return how long training on so many rows would take by the champion's own; None where that is not here."""
+    folder = runs / champion.retrain_id / "train"
+    if not (folder / "manifest.json").is_file():
+        return None
+    training, whole = teaching.training, read_json(folder / "manifest.json")["seconds"]
+    ends = [record["seconds"] for record in step_records(folder)]
+    seconds = sum(max(0.0, end - start) for start, end in pairwise(ends))  # it counts anew where it was resumed
+    steps = step_count(rows, training.epochs, training.batch_size)
+    return float(max(0.0, whole - seconds) + seconds / max(1, len(ends) - 1) * steps)
+
+
+def _over_budget(tokens: int, budget: int, teaching: Teaching) -> str:
+    """Say that the month's budget does not suffice; empty where it does."""
+    now = datetime.now(UTC)
+    bought = Ledger(teaching.ledger).bought(now)
+    if not budget or bought + tokens <= budget:
+        return ""
+    return (
+        f"the retrain would buy about {tokens:,} teacher tokens, {bought:,} were bought in {now:%Y-%m}, "
+        f"policy.budget_tokens is {budget:,}"
+    )
+
+
+def _remember(run: Run, ledger: Path, result: Mapping[str, Any], true: Mapping[str, float | None] | None) -> None:
+    """Keep expectation and outcome in the ledger, and show them in Prefect's interface."""
+    Ledger(ledger).record_probe(
+        Probed(
+            retrain_id=run.request.retrain_id,
+            time=datetime.fromisoformat(run.manifests()["probe"]["end"]),
+            student=run.request.student,
+            window=run.request.window,
+            pays=result["pays"],
+            reason=result["reason"],
+            expected=result["expected"],
+            true=true,
+        )
+    )
+    rows = [
+        {"": name, "expected": value, "came true": true[name] if true else None}
+        for name, value in result["expected"].items()
+    ]
+    create_table_artifact(rows, key="probe", description=f"Probe: {result['reason']}")
