@@ -74,12 +74,14 @@ def _drawable(
 
 def _labels(values: pd.Series, kept: set[str]) -> pd.Series:
     grouped = values.where(values.isna() | values.isin(list(kept)), OTHER)
-    return grouped.map(_harmless, na_action="ignore").where(grouped.notna(), "(missing)")
+    return grouped.map(lambda text: harmless(text[:LABEL_CHARS]), na_action="ignore").where(
+        grouped.notna(), "(missing)"
+    )
 
 
-def _harmless(text: str) -> str:
-    """Shorten a text and keep it from closing the script that Evidently writes it into unescaped."""
-    return text[:LABEL_CHARS].replace("<", "\u2039")
+def harmless(text: str) -> str:
+    """Keep a text from closing the script that Evidently writes it into unescaped."""
+    return text.replace("<", "\u2039")
 
 
 def _evidently_page(columns: list[ColumnDrift], before: pd.DataFrame, now: pd.DataFrame) -> str:
@@ -87,7 +89,7 @@ def _evidently_page(columns: list[ColumnDrift], before: pd.DataFrame, now: pd.Da
     from evidently import DataDefinition, Dataset, Report
     from evidently.metrics import ValueDrift
 
-    shown = {column.name: _harmless(column.name) for column in columns}
+    shown = {column.name: harmless(column.name) for column in columns}
     definition = DataDefinition(
         numerical_columns=[shown[c.name] for c in columns if c.kind == "numeric"],
         categorical_columns=[shown[c.name] for c in columns if c.kind == "categorical"],

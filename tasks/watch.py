@@ -17,6 +17,7 @@ from distill.settings import StudentSettings, TeacherSettings
 from monitoring import policy, report, traffic
 from monitoring.drift import DriftReport, compare, compare_rows, with_quality
 from monitoring.errors import InputError
+from monitoring.evidently_history import add_to_history
 from monitoring.examples import carried, examples
 from monitoring.features import features
 from monitoring.history import Decision, History, Moment, Observation
@@ -116,6 +117,9 @@ def monitor(
     decision = decide(drift, now, ledger, settings, source="monitor")
     show(drift, folder / "report.html")
     write_textfile(drift, settings.student.name, reports / f"{settings.student.name}.prom")
+    add_to_history(
+        reports / "evidently", settings.student.name, drift, champion=champion.version, page=folder / "report.html"
+    )
     return {
         **decision.model_dump(),
         "window": str(window),

@@ -198,6 +198,9 @@ def test_without_an_api_the_monitor_calls_the_retrain_itself_and_once(make_works
     assert "meta_channel" in message
     assert not any(prompt in message for prompt in workspace.prompts())
     assert 'redistill_drift_severity{student="helpdesk"} ' in (workspace.folder / "monitor/helpdesk.prom").read_text()
+    (run,) = (workspace.folder / "monitor" / "evidently").glob("*/snapshots/*.json")
+    assert json.loads(run.read_text())["name"] == window
+    assert not any(prompt in run.read_text() for prompt in workspace.prompts())
     assert seen["drift"]["drifted_columns"] == ["meta_channel"]
     assert seen["retrain"]["window"] == window
     assert seen["retrain"]["challenger"] == "2"
