@@ -31,6 +31,7 @@ def result(run: "Run", outcome: str, places: "Places", came_true: Mapping[str, f
         "signals": {key: sum(cost[key] for cost in costs) for key in ("reused_tokens", "bought_tokens")},
         "bento": found.get("bento", {}).get("tag"),
         "seconds": {name: manifest["seconds"] for name, manifest in manifests.items()},
+        "model_seconds": {name: manifest.get("model_seconds", 0.0) for name, manifest in manifests.items()},
         "notice": run.request.notice,
         "report": str(run.stage("watch") / found["watch"]["report"]) if found["watch"]["report"] else None,
         "places": _places(run, found, places),

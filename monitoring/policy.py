@@ -3,9 +3,9 @@
     decision = decide(report, DriftSettings())                                     one report, nothing before it
     decision = decide(report, drift, policy, now, history)                         what a ledger remembers counts too
 
-Triggers (policy.triggers) ask for a retrain: drift, the champion's age, the amount of new data, measured quality;
-policy.need says how many of them it takes. Guards hold it all the same: too few rows or new rows, too few windows
-that show it (policy.k of policy.n), a cooldown, the teacher's budget. Forcing overrides everything.
+Triggers (policy.triggers) ask for a retrain: drift, the champion's age, a time of a cron expression, the amount of new
+data, measured quality; policy.need says how many of them it takes. Guards hold it all the same: too few rows or new rows,
+too few windows that show it (policy.k of policy.n), a cooldown, the teacher's budget. Forcing overrides everything.
 """
 
 import hashlib
@@ -93,6 +93,22 @@ def old_champion(policy: PolicySettings, now: Moment) -> Finding:
     days = _days(now.time - now.champion_trained)
     told = f"the champion is {days:.1f} days old, policy.age_days is {policy.age_days:g}"
     return Finding(met=days >= policy.age_days, reason=told)
+
+
+def scheduled(report: DriftReport, policy: PolicySettings, now: Moment, history: History) -> Finding:
+    """Say whether a time of policy.cron (UTC) has come since the champion was trained, or since the last trigger."""
+    from cronsim import CronSim
+
+    last = _last_trigger(report, now, history)
+    moments = [(last.time, f"the trigger on {last.window}")] if last else []
+    if now.champion_trained is not None:
+        moments.append((now.champion_trained, "the champion was trained"))
+    if now.time is None or not moments:
+        return Finding(met=False, reason="the champion's age is not known")
+    since, what = max(moments)
+    due = next(CronSim(policy.cron, since.astimezone(UTC)))
+    told = f"the first time of policy.cron '{policy.cron}' since {what} is {due:%Y-%m-%d %H:%M} UTC"
+    return Finding(met=due <= now.time, reason=told)
 
 
 def much_new_data(report: DriftReport, policy: PolicySettings, now: Moment, history: History) -> Finding:
@@ -199,6 +215,7 @@ def _trigger(
     triggers: dict[str, Callable[[], Finding]] = {
         "drift": lambda: drift_seen(report, policy),
         "age": lambda: old_champion(policy, now),
+        "cron": lambda: scheduled(report, policy, now, history),
         "amount": lambda: much_new_data(report, policy, now, history),
         "performance": lambda: low_quality(report, drift),
     }

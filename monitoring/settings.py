@@ -1,6 +1,7 @@
 """What can be set about watching: the request log, the reference, drift and the verdict."""
 
 import re
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import Literal
 
@@ -11,7 +12,7 @@ from monitoring.extensions import own_names
 from monitoring.window import Window
 
 LOCATION: JsonDict = {"location": True}  # where a thing lies, not what comes out: no part of a request's identity
-TRIGGERS = ("drift", "age", "amount", "performance")
+TRIGGERS = ("drift", "age", "cron", "amount", "performance")
 
 
 class Section(BaseModel):
@@ -210,7 +211,7 @@ class PolicySettings(Section):
     """When what was seen leads to a retrain."""
 
     triggers: str = Field(
-        "drift", description="what can ask for a retrain, separated by commas [drift, age, amount, performance]"
+        "drift", description="what can ask for a retrain, separated by commas [drift, age, cron, amount, performance]"
     )
     need: str = Field("any", description="how many of policy.triggers must ask for it [any, all, or a number]")
     severity: Literal["info", "warning", "critical"] = Field(
@@ -221,6 +222,10 @@ class PolicySettings(Section):
         1, ge=1, description="windows that policy.k looks back on, this one included, same champion [windows]"
     )
     age_days: float = Field(30.0, gt=0, description="a champion of this age asks for a retrain (age) [days]")
+    cron: str = Field(
+        "",
+        description="times (UTC) that ask for a retrain (cron), seen with the next new window [cron expression]",
+    )
     amount_rows: int = Field(10000, ge=1, description="so many new rows ask for a retrain (amount) [rows]")
     cooldown_days: float = Field(0.0, ge=0, description="hold for so long after the last promotion or trigger [days]")
     min_new_rows: int = Field(
@@ -257,8 +262,22 @@ class PolicySettings(Section):
             raise ValueError("write any, all, or a number from 1 on")
         return text if text in ("any", "all") else str(int(text))
 
+    @field_validator("cron")
+    @classmethod
+    def _is_a_schedule(cls, expression: str) -> str:
+        from cronsim import CronSim, CronSimError
+
+        if expression:
+            try:
+                next(CronSim(expression, datetime(2000, 1, 1, tzinfo=UTC)))
+            except (CronSimError, StopIteration) as error:
+                raise ValueError(f"is no cron expression with a time to come ({error}), as in '0 3 * * 1'") from error
+        return expression
+
     @model_validator(mode="after")
     def _can_be_met(self) -> "PolicySettings":
+        if "cron" in self.chosen and not self.cron:
+            raise ValueError("cron is among the triggers, but policy.cron is empty: set it, as in '0 3 * * 1'")
         if self.k > self.n:
             raise ValueError(f"k {self.k} is above n {self.n}: so many of the last n windows there never are")
         if self.needed > len(self.chosen):

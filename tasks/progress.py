@@ -11,18 +11,29 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from tqdm import tqdm
 
 SECONDS_BETWEEN_UPDATES = 2.0
+_model_seconds = 0.0
+
+
+def model_seconds() -> float:
+    """Return how long this process has waited for teacher, training and scoring, all that has a bar."""
+    return _model_seconds
 
 
 @contextmanager
 def bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a callback (done, total) that draws a bar on standard error; silent where that is no terminal."""
+    global _model_seconds
+    began = time.monotonic()
     with tqdm(desc=what, unit=f" {unit}", file=sys.stderr, disable=None, leave=True) as shown:
 
         def update(done: int, total: int) -> None:
             shown.total = total
             shown.update(done - shown.n)
 
-        yield update
+        try:
+            yield update
+        finally:
+            _model_seconds += time.monotonic() - began
 
 
 @contextmanager

@@ -24,6 +24,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from tasks import progress
+
 
 class Champion(BaseModel):
     """The champion that a retrain starts from."""
@@ -120,7 +122,7 @@ def run_stage(
     if not resumable:
         shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True, exist_ok=True)
-    start = datetime.now(UTC)
+    start, models = datetime.now(UTC), progress.model_seconds()
     with _saying_when_the_disk_is_full(name, run.folder):
         result = work(partial)
         end = datetime.now(UTC)
@@ -133,6 +135,7 @@ def run_stage(
             "start": start.isoformat(),
             "end": end.isoformat(),
             "seconds": round((end - start).total_seconds(), 3),
+            "model_seconds": round(progress.model_seconds() - models, 3),
             "peak_memory_mb": round(_peak_memory_mb(), 1),
             "result": result,
         }

@@ -190,6 +190,16 @@ def test_age_amount_and_performance_trigger_without_drift_when_chosen() -> None:
     assert (decision.trigger, decision.reason) == (True, "measured quality is 0.750, drift.quality_floor is 0.8")
 
 
+def test_a_schedule_triggers_once_for_each_of_its_times() -> None:
+    mondays = PolicySettings(triggers="cron", cron="0 3 * * 1")  # START is a Sunday
+    assert triggered("QQQQQQQQQ", mondays, champion_trained=START - timedelta(hours=1)) == "HTHHHHHHT"
+    decision = decide(report(QUIET), SETTINGS, mondays, at(1.2, champion_trained=START))
+    assert decision.reason == (
+        "the first time of policy.cron '0 3 * * 1' since the champion was trained is 2026-03-02 03:00 UTC"
+    )
+    assert not decide(report(QUIET), SETTINGS, mondays, at(0)).trigger  # of a champion whose age is not known
+
+
 def test_a_debounce_holds_no_trigger_that_does_not_come_from_the_window() -> None:
     settings = PolicySettings(triggers="drift, age", k=2, n=2)
     assert decide(report(DRIFTED), SETTINGS, settings, at(0, champion_trained=START - timedelta(days=90))).trigger
@@ -239,13 +249,16 @@ def test_drift_counts_from_the_severity_that_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"triggers": "drift, moon"}, "'moon' is no trigger; choose from drift, age, amount, performance"),
+        ({"triggers": "drift, moon"}, "'moon' is no trigger; choose from drift, age, cron, amount, performance"),
         ({"triggers": ""}, "'' is no trigger"),
         ({"triggers": 3}, "name at least one of drift"),
         ({"need": "some"}, "any, all, or a number"),
         ({"need": "0"}, "any, all, or a number"),
         ({"need": "2"}, "need 2 is more than there are triggers"),
         ({"k": 2}, "k 2 is above n 1"),
+        ({"triggers": "cron"}, r"policy\.cron is empty"),
+        ({"cron": "0 3 * *"}, "is no cron expression"),
+        ({"cron": "0 3 30 2 *"}, "is no cron expression with a time to come"),
     ],
 )
 def test_settings_that_can_never_be_met_are_refused(values: dict[str, Any], said: str) -> None:
