@@ -113,11 +113,12 @@ def _expectation(probe: dict[str, Any]) -> str:
     """Return in words what the probe saw and expected, and what came true."""
     from monitoring.probe import told as numbers
 
-    loss, true = probe["loss"], probe["came_true"]
-    told = f"agreement with the teacher {_percent(probe['agreement'])}"
-    told += f", was {_percent(probe['before'])}" if probe["before"] else ""
-    told += f": loss {loss['low']:.2f} to {loss['high']:.2f}. expected {numbers(probe['expected'])}"
-    return f"{told}; came true {numbers(true)}" if true else told
+    loss, true = probe["window_loss"], probe["came_true"]
+    parts = [f"agreement with the teacher {_percent(probe['now']['drifted'])}"]
+    parts += [f"{_percent(probe['now']['rest'])} elsewhere"] if probe["now"]["rest"] else []
+    parts += [f"was {_percent(probe['before'])}"] if probe["before"] else []
+    seen = f"{', '.join(parts)}: loss {loss['low']:.2f} to {loss['high']:.2f}. expected {numbers(probe['expected'])}"
+    return f"{seen}; came true {numbers(true)}" if true else seen
 
 
 def _percent(agreement: dict[str, int]) -> str:

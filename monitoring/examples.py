@@ -1,16 +1,21 @@
 """Rows that carry a drift: whose values lie in the bins and categories that grew. They are for the workspace alone."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from monitoring.attribution import lie_in
 from monitoring.drift import DriftReport
+from monitoring.features import texts
 from monitoring.profile import ReferenceProfile
+from monitoring.segments import Segment
 from monitoring.settings import DriftSettings
 from monitoring.tally import Tally
 
 SHOWN = 20
+OUTPUTS = ("response", "refusal", "mean_logprob", "latency_ms")  # what the student made of a row
 
 
 def carried(
@@ -26,6 +31,18 @@ def carried(
         sides = reference.counted, tally.columns[column.name].counted
         inside[column.name] = lie_in(column.moved, features[column.name], reference, *sides, bins=settings.bins)
     return pd.DataFrame(inside, features.index, dtype=bool)
+
+
+def drifted_slice(inside: pd.DataFrame, features: pd.DataFrame, segments: Sequence[Segment]) -> npt.NDArray[np.bool_]:
+    """Return which rows are what has drifted, (rows,): in what grew of the inputs, or in a segment that carries it.
+
+    The student's outputs do not count: the classes it gives more often are those that it knows (measured on titles of
+    2016: agreement with the teacher 0.85 on them and 0.66 elsewhere, 0.62 on the rows with more unknown words).
+    """
+    found = inside.drop(columns=[name for name in OUTPUTS if name in inside]).any(axis=1).to_numpy(dtype=bool)
+    for segment in segments:
+        found = found | (texts(features[segment.column]) == segment.value).to_numpy(dtype=bool)
+    return found
 
 
 def examples(rows: pd.DataFrame, inside: pd.DataFrame, seed: int) -> pd.DataFrame:

@@ -4,7 +4,7 @@
     decision = decide(report, drift, policy, now, history)                         what a ledger remembers counts too
 
 Triggers (policy.triggers) ask for a retrain: drift, the champion's age, a time of a cron expression, the amount of new
-data, measured quality; policy.need says how many of them it takes. Guards hold it all the same: too few rows or new rows,
+data, measured quality; policy.need says how many it takes. Guards hold it all the same: too few rows or new rows,
 too few windows that show it (policy.k of policy.n), a cooldown, the teacher's budget. Forcing overrides everything.
 """
 

@@ -138,7 +138,10 @@ class ProbeSettings(Section):
     """What the teacher is asked before a retrain is paid for."""
 
     rows: int = Field(
-        64, ge=0, description="held-out rows of the drifted slice that the teacher is asked about first; 0: none [rows]"
+        64,
+        ge=0,
+        description="held-out rows of the drifted slice, and as many others, that the teacher is asked about first; "
+        "0: none [rows]",
     )
     margin: float = Field(
         0.1,

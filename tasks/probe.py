@@ -19,7 +19,7 @@ from distill.mixture import draw
 from distill.signals import Obtained, SignalStore, lacking
 from monitoring.history import Probed
 from monitoring.ledger import Ledger
-from monitoring.probe import Agreement, told
+from monitoring.probe import Agreement, Sampled, told
 from monitoring.probe import probe as judged
 from monitoring.profile import ReferenceProfile
 from monitoring.settings import JudgingSettings, ProbeSettings
@@ -55,12 +55,11 @@ def probe(run: Run, log: str, start: Path, settings: Probing, teaching: Teaching
         return {"pays": True}
 
     def work(folder: Path) -> dict[str, Any]:
-        rows, slice_share = drifted_rows(run, settings.probe.rows)
-        compared, obtained = teach.compared(rows, start, teaching, "a sample of the drifted slice")
+        rows, share = sample(run, settings.probe.rows)
+        compared, obtained = teach.compared(rows, start, teaching, "a sample of the window")
         compared.drop(columns="prompt").to_parquet(folder / ROWS_FILE, index=False)
-        agreement = Agreement(agreed=int(compared["agree"].sum()), rows=len(compared))
         before = ReferenceProfile.load(profile_folder(run.folder.parent, champion)).agreement
-        found = judged(agreement, before, settings.probe, slice_share, force=run.request.force)
+        found = judged(_sampled(compared, share), before, settings.probe, force=run.request.force)
         tokens, seconds = _cost(run, champion, log, start, obtained, settings, teaching)
         over = _over_budget(tokens + obtained.bought_tokens, settings.budget_tokens, teaching)
         held = over if found.pays and not run.request.force else ""
@@ -104,20 +103,27 @@ def settle(run: Run, ledger: Path) -> dict[str, float | None] | None:
     return true
 
 
-def drifted_rows(run: Run, count: int) -> tuple[pd.DataFrame, float]:
-    """Return at most `count` rows of the drifted slice, with prompt and champion's answer, and the slice's share.
+def sample(run: Run, count: int) -> tuple[pd.DataFrame, float]:
+    """Return at most `count` rows of the drifted slice and as many others, and the slice's share of the held-out rows.
 
-    The slice is what lies in the bins and categories that grew, or the whole window where that is fewer than `count`.
+    They have prompt, champion's answer, and `drifted`. Where either part is smaller than `count`, the slice is the
+    whole window.
     """
     answers = pd.read_parquet(run.stage("watch") / ROWS_FILE)
-    chosen, share = answers[answers["carried"] > 0], 1.0
-    if len(chosen) < count:
-        chosen = answers
-    else:
-        share = len(chosen) / len(answers)
-    chosen = chosen.iloc[draw(len(chosen), min(count, len(chosen)), seed=0)]
+    if answers["drifted"].sum() < count or (~answers["drifted"]).sum() < count:
+        answers["drifted"] = True
+    parts = [part.iloc[draw(len(part), min(count, len(part)), seed=0)] for _, part in answers.groupby("drifted")]
     prompts = pd.read_parquet(run.folder / WINDOW_FILE)[["request_id", "prompt"]]
-    return chosen.merge(prompts, on="request_id", validate="one_to_one"), share
+    chosen = pd.concat(parts).merge(prompts, on="request_id", validate="one_to_one")
+    return chosen, float(answers["drifted"].mean())
+
+
+def _sampled(compared: pd.DataFrame, share: float) -> Sampled:
+    parts = {
+        bool(drifted): Agreement(agreed=int(part.sum()), rows=len(part))
+        for drifted, part in compared.groupby("drifted")["agree"]
+    }
+    return Sampled(drifted=parts[True], rest=parts.get(False), share=share)
 
 
 def _cost(

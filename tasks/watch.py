@@ -18,7 +18,7 @@ from monitoring import policy, report, traffic
 from monitoring.drift import DriftReport, compare, compare_rows, with_quality
 from monitoring.errors import InputError
 from monitoring.evidently_history import add_to_history
-from monitoring.examples import carried, examples
+from monitoring.examples import carried, drifted_slice, examples
 from monitoring.features import features
 from monitoring.history import Decision, History, Moment, Observation
 from monitoring.ledger import Ledger
@@ -39,7 +39,6 @@ from tasks.plan import WINDOW_FILE, choose_window, current_champion, rows_of
 from tasks.run import Champion, Run, profile_folder, read_json, run_stage
 
 ROWS_FILE = "rows.parquet"
-ROWS = ("request_id", "response", "mean_logprob", "carried")
 
 
 @dataclass(frozen=True)
@@ -139,9 +138,9 @@ def observe(
 ) -> DriftReport:
     """Return the drift report on a window's rows; writes it as drift.json, and what it was made of beside it.
 
-    features.parquet; rows.parquet: the champion's answers, and in how many drifted columns a row lies in a bin or
-    category that grew; examples.jsonl: some such rows with their prompts; report.html. Only held-out rows are
-    compared: on rows that a champion was trained on it is over-confident.
+    features.parquet; rows.parquet: the champion's answers, and whether a row is of the drifted slice; examples.jsonl:
+    some rows that carry the drift, with their prompts; report.html. Only held-out rows are compared: on rows that a
+    champion was trained on it is over-confident.
     """
     held_out = frame[traffic.row_hash(frame["request_id"]) >= settings.traffic.held_out_from]
     rows = answered(held_out, Path(champion.checkpoint), settings, "window: champion's answers", champion.version)
@@ -152,7 +151,8 @@ def observe(
     found = compare_rows(profile, tally.sample, compare(profile, tally, window, settings.drift), settings.drift)
     found = with_quality(found, measure(rows, profile.calibration, seed=0), settings.drift)
     inside = carried(profile, tally, now, found, settings.drift)
-    rows.assign(carried=inside.sum(axis=1))[list(ROWS)].to_parquet(folder / ROWS_FILE, index=False)
+    rows = rows.assign(drifted=drifted_slice(inside, now, found.segments))
+    rows[["request_id", "response", "mean_logprob", "drifted"]].to_parquet(folder / ROWS_FILE, index=False)
     examples(rows, inside, seed=0).to_json(folder / "examples.jsonl", orient="records", lines=True, date_format="iso")
     now.to_parquet(folder / "features.parquet")
     (folder / "drift.json").write_text(found.model_dump_json(indent=1))

@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 
 from monitoring.drift import compare
-from monitoring.examples import SHOWN, carried, examples
+from monitoring.examples import SHOWN, carried, drifted_slice, examples
 from monitoring.profile import ReferenceProfile
+from monitoring.segments import Segment
 from monitoring.settings import DriftSettings
 from monitoring.tally import count
 
@@ -47,6 +48,22 @@ def test_examples_are_rows_of_what_is_new_and_say_in_which_columns() -> None:
     new = now["response"] == "launch"
     assert inside.loc[new, "response"].all()
     assert not inside.loc[~new, "response"].any()
+
+
+def test_the_drifted_slice_is_of_what_comes_in_and_not_of_what_the_student_makes_of_it() -> None:
+    now = world(1000, 1, share=0.3)
+    _, inside = seen(now)
+    inside["response"] = True
+    assert np.array_equal(drifted_slice(inside, now, []), inside["prompt_chars"])
+    assert not drifted_slice(inside[["response"]], now, []).any()
+
+
+def test_a_segment_that_carries_the_drift_is_of_the_slice() -> None:
+    now = world(1000, 1).assign(meta_channel=[*("app", "mail")] * 500)
+    segment = Segment(
+        column="meta_channel", value="app", before=0.5, now=0.5, rows=500, drifted_column="response", psi=1, psi_lower=1
+    )
+    assert np.array_equal(drifted_slice(pd.DataFrame(index=now.index), now, [segment]), now["meta_channel"] == "app")
 
 
 def test_a_quiet_window_has_no_examples() -> None:
