@@ -6,7 +6,8 @@ What agreement has lost since the promotion is what a retrain can win back. One 
 of the other rows, for a drift is seldom confined to where it shows. The retrain is held only when the loss on the slice
 and that on the whole window are both surely below `probe.margin`, the upper ends of their 90 % intervals: a loss of the
 margin itself is held in at most 5 % of the probes. Agreement is the exact match of both answers without surrounding
-blanks. A slice that is harder by nature looks like a loss, which errs towards retraining; the window's loss does not.
+blanks; where the two agreed too seldom for a loss to show, nothing is held. A slice that is harder by nature looks like
+a loss, which errs towards retraining; the window's loss does not.
 """
 
 import math
@@ -84,7 +85,8 @@ def probe(now: Sampled, before: Agreement | None, settings: ProbeSettings, *, fo
     """Return whether a retrain would pay; forced, it is said to pay whatever the samples show."""
     then = before.interval if before else Interval(value=1.0, low=1.0, high=1.0)
     slice_loss, window_loss = lost(then, now.drifted.interval), lost(then, now.window)
-    small = max(slice_loss.high, window_loss.high) < settings.margin
+    blind = then.high < settings.margin  # so little agreed that all of it could go unnoticed, as in long free answers
+    small = max(slice_loss.high, window_loss.high) < settings.margin and not blind
     if now.rest is None:
         seen = f"on {now.drifted} rows of the window"
     else:
@@ -100,7 +102,8 @@ def probe(now: Sampled, before: Agreement | None, settings: ProbeSettings, *, fo
         expected_gain=Interval(**{name: max(0.0, value) for name, value in window_loss.model_dump().items()}),
         pays=force or not small,
         reason=f"champion and teacher agree {seen}, {compared}: a loss of {told}, 90 % intervals, "
-        f"{'surely' if small else 'not surely'} below probe.margin {settings.margin:g}{' (forced)' if force else ''}",
+        f"{'surely' if small else 'not surely'} below probe.margin {settings.margin:g}"
+        f"{', which was never above it: exact match says nothing here' if blind else ''}{' (forced)' if force else ''}",
     )
 
 

@@ -4,13 +4,16 @@ import json
 import re
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from demo import helpdesk, loop
 from flows import settings
+from monitoring import traffic
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
@@ -45,6 +48,14 @@ def test_the_new_student_is_better_on_the_new_traffic_and_not_worse_on_the_old(e
     assert old["lower"] > -0.02
 
 
+def test_what_the_probe_expected_came_true(printed: str, ended: dict[str, Any]) -> None:
+    probed, true = ended["probe"], ended["probe"]["came_true"]
+    assert probed["pays"]
+    assert true["tokens"] == pytest.approx(probed["expected"]["tokens"], rel=0.1)
+    assert probed["expected_gain"]["low"] - 0.05 < true["gain"] < probed["expected_gain"]["high"] + 0.05
+    assert "came true" in " ".join(printed.split())
+
+
 def test_it_says_where_everything_lies(printed: str, ended: dict[str, Any], demo_folder: Path) -> None:
     assert str(demo_folder / loop.WORKSPACE) in printed
     assert Path(ended["report"]).is_file()
@@ -62,6 +73,26 @@ def command(demo_folder: Path, flow: str, *options: str) -> subprocess.Completed
     config = demo_folder / loop.WORKSPACE / "redistill.toml"
     argv = [sys.executable, "-m", f"flows.{flow}", "--config", str(config), *options]
     return subprocess.run(argv, capture_output=True, text=True, check=False)
+
+
+def test_a_drift_that_costs_no_agreement_is_held_by_the_probe(demo_folder: Path) -> None:
+    """Every second ticket comes by fax, and nothing else is new."""
+    rows = helpdesk.stream(date(2024, 6, 1), date(2024, 6, 12))
+    fax = np.arange(len(rows)) % 2 == 0
+    rows["meta_channel"] = rows["meta_channel"].mask(fax, "fax")
+    traffic.append(str(demo_folder / loop.WORKSPACE / "traffic"), rows)
+    done = command(demo_folder, "retrain", "--window", "2024-06-01..2024-06-12", "--json")
+    assert done.returncode == 0, done.stderr
+    held = json.loads(done.stdout.splitlines()[-1])
+    assert held["drift"]["drifted_columns"][0] == "meta_channel"
+    assert (held["outcome"], held["challenger"]) == ("held", None)
+    assert list(held["seconds"]) == ["watch", "probe"]
+    assert "surely below probe.margin" in held["reason"]
+    assert held["reason"] in " ".join(done.stdout.split())
+    assert held["probe"]["expected"]["tokens"] > 0
+    examples = (Path(held["report"]).parent / "examples.jsonl").read_text().splitlines()
+    assert len(examples) == 20
+    assert all("meta_channel" in json.loads(line)["drifted_in"] for line in examples)
 
 
 def test_a_rollback_puts_the_previous_champion_and_its_profile_back_once(demo_folder: Path) -> None:

@@ -66,8 +66,8 @@ class Server:
         found = self.post("/events/filter", filter={"event": {"name": [events.DRIFT_DETECTED]}}, limit=50)
         return int(found["total"])
 
-    def artifacts(self) -> dict[str, str]:
-        return {str(row["key"]): str(row["type"]) for row in self.post("/artifacts/filter", limit=200) if row["key"]}
+    def artifacts(self) -> list[dict[str, Any]]:
+        return [row for row in self.post("/artifacts/filter", limit=200) if row["key"]]
 
     def logs(self, run: dict[str, Any]) -> str:
         rows = self.post("/logs/filter", logs={"flow_run_id": {"any_": [run["id"]]}}, limit=200, sort="TIMESTAMP_ASC")
@@ -198,11 +198,16 @@ def test_a_drift_reported_three_times_leads_to_one_retrain_and_a_new_champion(se
     # The lines of a run reach the server a little after its end.
     wait_for("the log lines of both runs that found it answered", lambda: len(answered_before()) == 2, 60)
 
-    shown = server.artifacts()
-    assert shown["drift"] == shown["verdict"] == "table"
+    artifacts = server.artifacts()
+    shown = {row["key"]: row["type"] for row in artifacts}
+    assert shown["drift"] == shown["probe"] == shown["verdict"] == "table"
     assert shown["drift-report"] == "markdown"
     assert shown["bento"] == "markdown"
     assert shown["training"] == "progress"
+    examples = [json.loads(line) for line in (drifted[0] / "watch" / "examples.jsonl").read_text().splitlines()]
+    assert len(examples) == 20
+    told = json.dumps(artifacts) + json.dumps(server.post("/events/filter", filter={}, limit=50))
+    assert not any(row["prompt"] in told or row["request_id"] in told for row in examples)
 
 
 def _window(run: Path) -> str:

@@ -107,7 +107,7 @@ def test_a_run_killed_after_its_promotion_is_completed_and_trains_no_second_time
     probed, true = forced["probe"], forced["probe"]["came_true"]
     assert probed["reason"].endswith("(forced)")
     assert true["tokens"] == forced["signals"]["bought_tokens"] - probed["bought_tokens"] > 0
-    assert probed["expected"]["tokens"] == pytest.approx(true["tokens"], rel=0.1)
+    assert true["tokens"] < 1.1 * probed["expected"]["tokens"], "the profile is paid for only when it is promoted"
     assert probed["expected"]["seconds"] > 0
     (fresh,) = [check for check in forced["verdict"]["checks"] if check["kind"] == "fresh"]
     assert true["gain"] == fresh["difference"]
@@ -188,8 +188,7 @@ def test_a_rollback_without_a_previous_champion_says_so(with_champion: Any) -> N
     assert "nothing to roll back to" in said
 
 
-def test_a_drift_that_costs_no_agreement_is_held_by_the_probe_and_once(make_workspace: Any, helpdesk_rows: Any) -> None:
-    """Tickets come by fax now, and nothing else is new; without an API the monitor calls the retrain itself."""
+def test_without_an_api_the_monitor_calls_the_retrain_itself_and_once(make_workspace: Any, helpdesk_rows: Any) -> None:
     from flows.monitor import monitor
     from monitoring import traffic
     from monitoring.ledger import Ledger
@@ -212,18 +211,17 @@ def test_a_drift_that_costs_no_agreement_is_held_by_the_probe_and_once(make_work
     assert not any(prompt in run.read_text() for prompt in workspace.prompts())
     assert seen["drift"]["drifted_columns"] == ["meta_channel"]
     assert seen["retrain"]["window"] == window
-    held = seen["retrain"]
-    assert (held["outcome"], held["challenger"]) == ("held", None)
-    assert "surely below probe.margin" in held["reason"]
-    assert list(held["seconds"]) == ["watch", "probe"]
-    examples = (workspace.folder / "runs" / held["retrain_id"] / "watch" / "examples.jsonl").read_text().splitlines()
+    ended = seen["retrain"]
+    assert ended["challenger"] == "2"
+    examples = (workspace.folder / "runs" / ended["retrain_id"] / "watch" / "examples.jsonl").read_text().splitlines()
     assert len(examples) == 20
     assert all(json.loads(line)["drifted_in"] == ["meta_channel"] for line in examples)
     ledger = Ledger(workspace.folder / "decisions.db")
     (decision,) = ledger.decisions()  # made by the monitor, and found there by the retrain
     assert (decision["window"], decision["source"], decision["trigger"]) == (window, "monitor", True)
     (probed,) = ledger.probes()
-    assert (probed.retrain_id, probed.pays, probed.true) == (held["retrain_id"], False, None)
+    assert (probed.retrain_id, probed.true) == (ended["retrain_id"], ended["probe"]["came_true"])
+    assert probed.pays, "these models never agree: a probe that can see nothing holds nothing"
     results = [json.loads(path.read_text()) for path in workspace.folder.glob("runs/*/result.json")]
     bought = [result["signals"]["bought_tokens"] for result in results]
     assert ledger.history("helpdesk", datetime.now(UTC)).bought_tokens == sum(bought) > 0

@@ -43,6 +43,12 @@ def test_what_a_sample_cannot_exclude_is_retrained() -> None:
     assert few.pays
 
 
+def test_where_the_two_never_agreed_nothing_is_held() -> None:
+    never = probe(on(0), Agreement(agreed=3, rows=256), SETTINGS)
+    assert never.pays
+    assert never.reason.endswith("which was never above it: exact match says nothing here")
+
+
 def test_without_agreement_in_the_profile_full_agreement_stands_for_it() -> None:
     assert probe(on(60), None, SETTINGS).pays
     assert not probe(on(64), None, SETTINGS).pays
