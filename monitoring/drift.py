@@ -7,7 +7,7 @@ one raises an alarm on its own:
 
     info      p of KS (numbers) or chi-square (categories), corrected over all columns, is below `info_alpha`
     warning   the lower 95 % bound of PSI reaches `psi_bound`, or the KS distance `ks_distance`,
-              and that one's p, corrected over all columns, is below `alpha` (PSI's is in any case from some 300 rows on)
+              and that one's p, corrected over all columns, is below `alpha` (PSI's always is from some 300 rows on)
     critical  the lower bound reaches `critical_bound`, or measured accuracy is below `quality_floor`
 
 What no column shows alone, `compare_rows` finds in a sample of the rows: info when MMD's p is below `info_alpha`,
