@@ -6,13 +6,14 @@ Severity of a column, from the size of a change and its certainty together, so t
 one raises an alarm on its own:
 
     info      p of KS (numbers) or chi-square (categories), corrected over all columns, is below `info_alpha`
-    warning   the lower 95 % bound of PSI reaches `psi_bound`,
-              or the KS distance reaches `ks_distance` and its corrected p is below `alpha`
+    warning   the lower 95 % bound of PSI reaches `psi_bound`, or the KS distance `ks_distance`,
+              and that one's p, corrected over all columns, is below `alpha` (PSI's always is from some 300 rows on)
     critical  the lower bound reaches `critical_bound`, or measured accuracy is below `quality_floor`
 
 What no column shows alone, `compare_rows` finds in a sample of the rows: info when MMD's p is below `info_alpha`,
 warning when a classifier tells the window from the reference besides, the lower 95 % bound of its AUC `auc_bound` or
-more.
+more. Columns and rows are two tests then, corrected once more: without drift a report is at info in no more windows
+than `info_alpha`.
 
 What cannot be compared, a column that is gone, empty or of another type, is a finding, never an exception.
 """
@@ -51,6 +52,7 @@ class ColumnDrift(BaseModel):
     psi: float | None = None
     psi_lower: float | None = None  # lower 95 % bound
     psi_p: float | None = None  # without drift
+    psi_p_adjusted: float | None = None  # corrected for the number of columns
     cells: int = 0  # of the PSI
     ks_distance: float | None = None  # numeric columns only
     ks_p: float | None = None
@@ -151,13 +153,27 @@ def compare_rows(
     profile: ReferenceProfile, sample: pd.DataFrame, report: DriftReport, settings: DriftSettings
 ) -> DriftReport:
     """Return the report with what rows show and no column does, and which segments carry the drift, from samples."""
-    found, domain, severity = mmd(profile.sample, sample, seed=0), None, "none"
-    if found.p is not None and found.p < settings.info_alpha:
-        severity, domain = "info", domain_auc(profile.sample, sample, seed=0)
-        if domain.low is not None and domain.low >= settings.auc_bound:
-            severity = "warning"
+    found, domain, severity, columns = mmd(profile.sample, sample, seed=0), None, "none", report.columns
+    if found.p is not None:
+        columns_p = min((column.p_adjusted for column in columns if column.p_adjusted is not None), default=1.0)
+        columns_p, rows_p = statistics.holm([columns_p, found.p])
+        if columns_p >= settings.info_alpha:
+            columns = [_not_beside_rows(column) for column in columns]
+        if rows_p < settings.info_alpha:
+            severity, domain = "info", domain_auc(profile.sample, sample, seed=0)
+            if domain.low is not None and domain.low >= settings.auc_bound:
+                severity = "warning"
     carrying = segments.carrying(profile, sample, report.drifted_columns, settings)
-    return report.model_copy(update={"mmd": found, "domain": domain, "rows_severity": severity, "segments": carrying})
+    told = {"mmd": found, "domain": domain, "rows_severity": severity, "columns": columns, "segments": carrying}
+    return report.model_copy(update=told)
+
+
+def _not_beside_rows(column: ColumnDrift) -> ColumnDrift:
+    """Take a column's info back: its p is not significant among two tests."""
+    if column.severity != "info":
+        return column
+    why = f"adjusted p {column.p_adjusted:.1g}, not significant with whole rows tested too"
+    return column.model_copy(update={"severity": "none", "why": why})
 
 
 def with_quality(report: DriftReport, quality: Quality, settings: DriftSettings) -> DriftReport:
@@ -230,13 +246,19 @@ def _statistics(
 
 
 def _adjust(columns: list[ColumnDrift], settings: DriftSettings) -> list[ColumnDrift]:
-    """Correct the p-values for the number of columns that were tested."""
-    found = [p for column in columns if (p := _p(column)) is not None]
+    """Correct the p-values for the number of columns that were tested: those of KS and chi-square, and PSI's."""
     correct = statistics.holm if settings.correction == "holm" else statistics.benjamini_hochberg
-    adjusted = iter(correct(found))
-    return [
-        column if _p(column) is None else column.model_copy(update={"p_adjusted": next(adjusted)}) for column in columns
-    ]
+    tested = [column for column in columns if column.psi_p is not None and _p(column) is not None]
+    adjusted = zip(
+        correct([column.psi_p or 0.0 for column in tested]),
+        correct([_p(column) or 0.0 for column in tested]),
+        strict=True,
+    )
+    told = {
+        column.name: {"psi_p_adjusted": psi_p, "p_adjusted": p}
+        for column, (psi_p, p) in zip(tested, adjusted, strict=True)
+    }
+    return [column.model_copy(update=told.get(column.name, {})) for column in columns]
 
 
 def _p(column: ColumnDrift) -> float | None:
@@ -251,7 +273,8 @@ def _judge(column: ColumnDrift, settings: DriftSettings) -> ColumnDrift:
         severity = "info"
         reasons = [f"{'KS' if column.kind == 'numeric' else 'chi-square'} adjusted p {p:.1g}, but no large change"]
     alarms = []
-    if bound is not None and bound >= settings.psi_bound:
+    sure = column.psi_p_adjusted is not None and column.psi_p_adjusted < settings.alpha
+    if sure and bound is not None and bound >= settings.psi_bound:
         alarms.append(f"PSI {column.psi:.3f}, at least {bound:.3f} >= {settings.psi_bound:g}")
     if distance is not None and p is not None and distance >= settings.ks_distance and p < settings.alpha:
         alarms.append(f"KS distance {distance:.3f} >= {settings.ks_distance:g}, adjusted p {p:.1g}")

@@ -158,13 +158,15 @@ class DriftSettings(Section):
     """When a column counts as drifted."""
 
     psi_bound: float = Field(
-        0.1, gt=0, description="warning when the lower 95 %% bound of a column's PSI reaches this [PSI]"
+        0.1,
+        gt=0,
+        description="warning when the lower 95 %% bound of a column's PSI reaches this and it is significant [PSI]",
     )
     critical_bound: float = Field(0.25, gt=0, description="critical when it reaches this [PSI]")
     ks_distance: float = Field(
         0.1, gt=0, le=1, description="warning when a column's KS distance reaches this and is significant [distance]"
     )
-    alpha: float = Field(0.001, gt=0, lt=1, description="level of those KS tests after correction [probability]")
+    alpha: float = Field(0.01, gt=0, lt=1, description="level of a warning's p-values after correction [probability]")
     info_alpha: float = Field(
         0.01, gt=0, lt=1, description="info when a column's corrected KS or chi-square p is below [probability]"
     )
