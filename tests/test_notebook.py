@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 from demo import loop
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "first_loop.ipynb"
-PLOTS = ["traffic-plot", "quiet-plot", "drifted-plot", "confidence-plot", "loss-plot", "verdict-plot"]
+PLOTS = ["traffic-plot", "quiet-plot", "drifted-plot", "confidence-plot", "probe-plot", "loss-plot", "verdict-plot"]
 PNG = b"\x89PNG\r\n\x1a\n"
 
 executed_in_full = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(1800)]
