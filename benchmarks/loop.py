@@ -7,7 +7,6 @@ Markdown section for RESULTS.md: wall seconds a stage, orchestration overhead, p
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -15,14 +14,17 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from benchmarks.machine import machine
+from monitoring.probe import told
+
 PACKAGES = ("prefect", "torch", "transformers", "evidently", "mlflow", "bentoml", "pandas")
 OWN_WORK = ("signals", "train", "judge", "bento")  # wholly; of the other stages the time in teacher and scoring
+NOTHING = {"gain": None, "tokens": 0, "seconds": None}
 
 
 @dataclass(frozen=True)
@@ -123,9 +125,7 @@ def section(rows: list[Timed]) -> str:
     lines = [
         f"## The loop, {datetime.now(UTC):%Y-%m-%d}",
         "",
-        f"`python -m benchmarks.loop {' '.join(sys.argv[1:])}`, {os.cpu_count()} cores, "
-        f"{psutil.virtual_memory().total / 2**30:.0f} GiB, no GPU, Python {platform.python_version()}, "
-        + ", ".join(f"{name} {version(name)}" for name in PACKAGES),
+        f"`python -m benchmarks.loop {' '.join(sys.argv[1:])}`, no GPU, {machine(*PACKAGES)}",
         "",
         "| command | seconds | overhead | peak MB | outcome | tokens bought / reused | stages |",
         "|---|---|---|---|---|---|---|",
@@ -137,6 +137,10 @@ def section(rows: list[Timed]) -> str:
             f"| {row.what} | {row.seconds:.0f} | {row.overhead:.1f} | {row.peak_mb:.0f} | {row.ended['outcome']} | "
             f"{signals['bought_tokens']} / {signals['reused_tokens']} | {stages} |"
         )
+    lines += ["", "What the probe expected, and what came true:", ""]
+    for row in rows:
+        if probed := row.ended["probe"]:
+            lines.append(f"- {row.what}: {told(probed['expected'])}; {told(probed['came_true'] or NOTHING)}")
     lines += ["", "Exact match on held-out rows:", ""]
     for row in rows:
         for name, means in row.ended["verdict"]["exact_match"].items():
