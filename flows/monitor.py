@@ -62,7 +62,10 @@ def _notify(block: str, student: str, seen: Mapping[str, Any]) -> bool:
     """Tell the people behind a notification block; what hinders it is logged, and does not hold up the retrain."""
     from prefect.blocks.abstract import NotificationBlock
 
-    severity, columns = seen["drift"]["severity"], ", ".join(seen["drift"]["drifted_columns"]) or "whole rows"
+    from monitoring.drift import DriftReport
+
+    drift = DriftReport.model_validate(seen["drift"])
+    severity, columns = drift.severity, ", ".join(drift.drifted_parts)
     decided = "a retrain is started" if seen["trigger"] else f"held: {seen['reason']}"
     body = f"window {seen['window']} against champion {seen['champion']}: {columns}; {decided}. {seen['report']}"
     try:

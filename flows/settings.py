@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -76,6 +76,12 @@ class Settings(BaseSettings):
     judging: JudgingSettings = JudgingSettings()
     registry: RegistrySettings = RegistrySettings()
     packaging: PackagingSettings = PackagingSettings()
+
+    @model_validator(mode="after")
+    def _quality_can_be_low(self) -> "Settings":
+        if "performance" in self.policy.chosen and not self.drift.quality_floor:
+            raise ValueError("performance is among policy.triggers, but drift.quality_floor is 0: set it above 0")
+        return self
 
     @classmethod
     def settings_customise_sources(  # type: ignore[override]

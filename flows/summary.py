@@ -91,7 +91,7 @@ def _places(run: "Run", found: dict[str, Any], places: "Places") -> dict[str, st
 def _told(stage: str, ended: dict[str, Any]) -> str:
     drift, verdict = ended["drift"], ended["verdict"]
     if stage == "watch":
-        return "no champion yet" if drift is None else f"drifted: {', '.join(drift['drifted_columns']) or 'nothing'}"
+        return "no champion yet" if drift is None else f"drifted: {', '.join(drift['drifted_parts']) or 'nothing'}"
     if stage == "probe":
         return _expectation(ended["probe"])
     if stage == "signals":

@@ -114,6 +114,23 @@ class DriftReport(BaseModel):
         """The columns at warning or above, the largest PSI first."""
         return [column.name for column in self.columns if column.drifted]
 
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def drifted_parts(self) -> list[str]:
+        """What is at warning or above: the columns, whole rows, the model's quality."""
+        others = {"whole rows": self.rows_severity, "quality": self.quality_severity}
+        return [*self.drifted_columns, *(name for name, severity in others.items() if severity in ALARMS)]
+
+    def reasons(self, least: Severity) -> list[str]:
+        """Return all that is at this severity or above, with its numbers in words."""
+        bar = SEVERITIES.index(least)
+        found = [f"{column.name} ({column.why})" for column in self.columns if SEVERITIES.index(column.severity) >= bar]
+        if SEVERITIES.index(self.rows_severity) >= bar:
+            found.append(f"whole rows ({self.rows_told()})")
+        if self.quality is not None and SEVERITIES.index(self.quality_severity) >= bar:
+            found.append(f"quality ({self.quality.told()})")
+        return found
+
     def rows_told(self) -> str:
         """Return in words what whole rows show."""
         if self.mmd is None or self.mmd.p is None:
@@ -128,7 +145,7 @@ def compare(
     profile: ReferenceProfile, current: pd.DataFrame | Tally, window: str, settings: DriftSettings
 ) -> DriftReport:
     """Compare a window's features, or the tally of them, with the reference; odd data makes findings."""
-    tally = current if isinstance(current, Tally) else count(profile, _capped(current, settings), sample_rows=0, seed=0)
+    tally = current if isinstance(current, Tally) else count(profile, capped(current, settings), sample_rows=0, seed=0)
     findings = trouble.of_table(profile, tally, settings)
     measured = []
     for name, reference in profile.columns.items():
@@ -182,7 +199,8 @@ def with_quality(report: DriftReport, quality: Quality, settings: DriftSettings)
     return report.model_copy(update={"quality": quality, "quality_severity": "critical" if low else "none"})
 
 
-def _capped(current: pd.DataFrame, settings: DriftSettings) -> pd.DataFrame:
+def capped(current: pd.DataFrame, settings: DriftSettings) -> pd.DataFrame:
+    """Return at most `max_rows` rows, drawn with a fixed seed: the same of two frames of as many rows."""
     if not settings.max_rows or len(current) <= settings.max_rows:
         return current
     return current.iloc[np.sort(np.random.default_rng(0).choice(len(current), settings.max_rows, replace=False))]

@@ -35,6 +35,7 @@ _TABLES = (
         severity TEXT NOT NULL,
         drifted_columns TEXT NOT NULL,
         quality REAL,
+        quality_high REAL,
         rows INTEGER NOT NULL,
         log_rows INTEGER NOT NULL,
         trigger INTEGER NOT NULL,
@@ -57,7 +58,7 @@ _TABLES = (
 )
 _COLUMNS = (
     "time", "student", "source", "window", "window_digest", "champion", "champion_digest", "severity",
-    "drifted_columns", "quality", "rows", "log_rows", "trigger", "reason", "settings_digest", "forced",
+    "drifted_columns", "quality", "quality_high", "rows", "log_rows", "trigger", "reason", "settings_digest", "forced",
 )  # fmt: skip
 
 _STORED = """SELECT trigger, reason FROM decisions WHERE student = :student AND window_digest = :window_digest

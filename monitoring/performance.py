@@ -40,7 +40,7 @@ class Calibration(BaseModel):
 
 
 class Interval(BaseModel):
-    """A value and its 95 % interval."""
+    """A value and its interval, of 95 % where nothing else is said."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -15,6 +15,7 @@ from datetime import UTC, timedelta
 
 from monitoring.drift import SEVERITIES, ColumnDrift, DriftReport, Severity
 from monitoring.history import Decision, Finding, History, Moment, Observation
+from monitoring.performance import Interval
 from monitoring.settings import DriftSettings, PolicySettings
 from monitoring.window import Window
 
@@ -49,17 +50,17 @@ def observe(report: DriftReport, now: Moment, decision: Decision) -> Observation
         window=report.window,
         severity=report.severity,
         drifted_columns=tuple(report.drifted_columns),
-        quality=quality_of(report),
+        quality=measured.value if (measured := quality_of(report)) else None,
+        quality_high=measured.high if measured else None,
         rows=report.rows,
         trigger=decision.trigger,
         reason=decision.reason,
     )
 
 
-def quality_of(report: DriftReport) -> float | None:
+def quality_of(report: DriftReport) -> Interval | None:
     """Return the measured accuracy, or None where too few labels have arrived."""
-    measured = report.quality.accuracy if report.quality else None
-    return measured.value if measured else None
+    return report.quality.accuracy if report.quality else None
 
 
 def settings_digest(drift: DriftSettings, policy: PolicySettings) -> str:
@@ -74,14 +75,13 @@ def settings_digest(drift: DriftSettings, policy: PolicySettings) -> str:
 def drift_seen(report: DriftReport, policy: PolicySettings) -> Finding:
     """Say whether the window has drifted, at policy.severity or above."""
     severity = report.severity
-    drifted = "; ".join(f"{column.name} ({column.why})" for column in report.columns if column.drifted)
     if _at_least(severity, policy.severity):
-        told = f"in {drifted}" if drifted else f"of severity {severity}: {_largest(report)}"
-        return Finding(met=True, reason=f"drift {told}")
+        return Finding(met=True, reason=f"drift in {'; '.join(report.reasons(policy.severity))}")
     if not any(column.psi is not None for column in report.columns):
         return Finding(met=False, reason="no column could be compared: " + "; ".join(report.findings))
-    if drifted:
-        told = f"drift of severity {severity}, policy.severity asks for {policy.severity}: {drifted}"
+    if severity != "none":
+        seen = "; ".join(report.reasons(severity))
+        told = f"drift of severity {severity}, policy.severity asks for {policy.severity}: {seen}"
         return Finding(met=False, reason=told)
     return Finding(met=False, reason=f"no column drifted; the largest is {_largest(report)}")
 
@@ -119,12 +119,15 @@ def much_new_data(report: DriftReport, policy: PolicySettings, now: Moment, hist
 
 
 def low_quality(report: DriftReport, drift: DriftSettings) -> Finding:
-    """Say whether measured quality is below drift.quality_floor; without labels it is not."""
+    """Say whether measured quality is surely below drift.quality_floor, its 95 % interval; without labels it is not."""
     quality = quality_of(report)
     if quality is None:
-        return Finding(met=False, reason="quality is not known: no labels have arrived")
-    told = f"measured quality is {quality:.3f}, drift.quality_floor is {drift.quality_floor:g}"
-    return Finding(met=quality < drift.quality_floor, reason=told)
+        return Finding(met=False, reason="quality is not known: too few labels have arrived")
+    told = (
+        f"measured quality is {quality.value:.3f} ({quality.low:.3f} to {quality.high:.3f}), drift.quality_floor is "
+        f"{drift.quality_floor:g}"
+    )
+    return Finding(met=_below(quality.high, drift), reason=told)
 
 
 # Guards: each says whether it holds a retrain that the triggers ask for.
@@ -233,7 +236,7 @@ def _debounced(
     """Only what a window shows is debounced: age and amount do not come and go by chance."""
     tests: dict[str, tuple[str, Callable[[Observation], bool]]] = {
         "drift": ("drift", lambda seen: _at_least(seen.severity, policy.severity)),
-        "performance": ("low quality", lambda seen: seen.quality is not None and seen.quality < drift.quality_floor),
+        "performance": ("low quality", lambda seen: _below(seen.quality_high, drift)),
     }
     for name in asking:
         if name in tests:
@@ -276,6 +279,11 @@ def _largest(report: DriftReport) -> str:
 
 def _named(column: ColumnDrift) -> str:
     return f"{column.name} (PSI {column.psi:.3f}, at least {column.psi_lower:.3f})"
+
+
+def _below(quality_high: float | None, drift: DriftSettings) -> bool:
+    """Say whether quality is surely below the floor; it is not where it is not known."""
+    return quality_high is not None and quality_high < drift.quality_floor
 
 
 def _at_least(severity: Severity, asked: Severity) -> bool:

@@ -5,9 +5,12 @@
 What agreement has lost since the promotion is what a retrain can win back. One sample is of the drifted slice and one
 of the other rows, for a drift is seldom confined to where it shows. The retrain is held only when the loss on the slice
 and that on the whole window are both surely below `probe.margin`, the upper ends of their 90 % intervals: a loss of the
-margin itself is held in at most 5 % of the probes. Agreement is the exact match of both answers without surrounding
-blanks; where the two agreed too seldom for a loss to show, nothing is held. A slice that is harder by nature looks like
-a loss, which errs towards retraining; the window's loss does not.
+margin itself is held in about 5 % of the probes at most. Where nothing was lost, 64 and 64 rows hold 32 % of the probes
+at an agreement of 0.6, 58 % at 0.9 and 93 % at 0.98; more rows hold more.
+
+Agreement is the exact match of both answers without surrounding blanks; where the two agree too seldom for a loss to
+show, nothing is held. A slice that is harder by nature looks like a loss, which errs towards retraining; the window's
+loss does not. The gain that is expected is one of agreement; what comes true is measured on labels where there are any.
 """
 
 import math
@@ -76,7 +79,7 @@ class Probe(BaseModel):
     before: Agreement | None  # at the promotion; None: the profile does not know, and full agreement stands for it
     slice_loss: Interval  # of agreement, 90 %
     window_loss: Interval
-    expected_gain: Interval  # of exact match on the window, should a retrain win its loss back
+    expected_gain: Interval | None  # of exact match on the window, should a retrain win its loss back; None: unknown
     pays: bool
     reason: str
 
@@ -85,7 +88,8 @@ def probe(now: Sampled, before: Agreement | None, settings: ProbeSettings, *, fo
     """Return whether a retrain would pay; forced, it is said to pay whatever the samples show."""
     then = before.interval if before else Interval(value=1.0, low=1.0, high=1.0)
     slice_loss, window_loss = lost(then, now.drifted.interval), lost(then, now.window)
-    blind = then.high < settings.margin  # so little agreed that all of it could go unnoticed, as in long free answers
+    # So little agrees that all of it could go unnoticed, as in long free answers.
+    blind = max(then.high, now.window.high) < settings.margin
     small = max(slice_loss.high, window_loss.high) < settings.margin and not blind
     if now.rest is None:
         seen = f"on {now.drifted} rows of the window"
@@ -99,12 +103,16 @@ def probe(now: Sampled, before: Agreement | None, settings: ProbeSettings, *, fo
         before=before,
         slice_loss=slice_loss,
         window_loss=window_loss,
-        expected_gain=Interval(**{name: max(0.0, value) for name, value in window_loss.model_dump().items()}),
+        expected_gain=_gain(window_loss) if before else None,
         pays=force or not small,
         reason=f"champion and teacher agree {seen}, {compared}: a loss of {told}, 90 % intervals, "
         f"{'surely' if small else 'not surely'} below probe.margin {settings.margin:g}"
         f"{', which was never above it: exact match says nothing here' if blind else ''}{' (forced)' if force else ''}",
     )
+
+
+def _gain(loss: Interval) -> Interval:
+    return Interval(**{name: max(0.0, value) for name, value in loss.model_dump().items()})
 
 
 def told(numbers: Mapping[str, float | None]) -> str:

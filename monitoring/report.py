@@ -128,8 +128,8 @@ def _put_first(section: str, page: str, window: str) -> str:
 
 
 def _section(report: DriftReport) -> str:
-    drifted = report.drifted_columns or (["whole rows"] if report.drifted else [])
-    verdict = f"{report.severity}, drift in {', '.join(drifted)}" if drifted else "no drift"
+    drifted = ", ".join(report.drifted_parts)
+    verdict = f"{report.severity}, drift in {drifted}" if drifted else "no drift"
     rows = "".join(_row(column) for column in report.columns)
     findings = "".join(f"<li>{html.escape(finding)}</li>" for finding in report.findings)
     segments = "".join(f"<li>{html.escape(str(segment))}</li>" for segment in report.segments)

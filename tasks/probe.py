@@ -60,6 +60,7 @@ def probe(run: Run, log: str, start: Path, settings: Probing, teaching: Teaching
         compared.drop(columns="prompt").to_parquet(folder / ROWS_FILE, index=False)
         before = ReferenceProfile.load(profile_folder(run.folder.parent, champion)).agreement
         found = judged(_sampled(compared, share), before, settings.probe, force=run.request.force)
+        gain = found.expected_gain
         tokens, seconds = _cost(run, champion, log, start, obtained, settings, teaching)
         over = _over_budget(tokens + obtained.bought_tokens, settings.budget_tokens, teaching)
         held = over if found.pays and not run.request.force else ""
@@ -67,7 +68,7 @@ def probe(run: Run, log: str, start: Path, settings: Probing, teaching: Teaching
             **found.model_dump(),
             "pays": found.pays and not held,
             "reason": held or found.reason,
-            "expected": {"gain": found.expected_gain.value, "tokens": tokens, "seconds": seconds},
+            "expected": {"gain": gain.value if gain else None, "tokens": tokens, "seconds": seconds},
             "reused_tokens": obtained.reused_tokens,
             "bought_tokens": obtained.bought_tokens,
         }
@@ -106,11 +107,11 @@ def settle(run: Run, ledger: Path) -> dict[str, float | None] | None:
 def sample(run: Run, count: int) -> tuple[pd.DataFrame, float]:
     """Return at most `count` rows of the drifted slice and as many others, and the slice's share of the held-out rows.
 
-    They have prompt, champion's answer, and `drifted`. Where either part is smaller than `count`, the slice is the
-    whole window.
+    They have prompt, champion's answer, and `drifted`. A part of fewer rows is asked whole; where no row lies in what
+    grew, the slice is the whole window.
     """
     answers = pd.read_parquet(run.stage("watch") / ROWS_FILE)
-    if answers["drifted"].sum() < count or (~answers["drifted"]).sum() < count:
+    if not answers["drifted"].any():
         answers["drifted"] = True
     parts = [part.iloc[draw(len(part), min(count, len(part)), seed=0)] for _, part in answers.groupby("drifted")]
     prompts = pd.read_parquet(run.folder / WINDOW_FILE)[["request_id", "prompt"]]

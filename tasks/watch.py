@@ -15,11 +15,12 @@ from deployments.registry import Registry
 from distill import scoring
 from distill.settings import StudentSettings, TeacherSettings
 from monitoring import policy, report, traffic
-from monitoring.drift import DriftReport, compare, compare_rows, with_quality
-from monitoring.errors import InputError
+from monitoring.drift import DriftReport, capped, compare, compare_rows, with_quality
+from monitoring.errors import Failure, InputError
 from monitoring.evidently_history import add_to_history
 from monitoring.examples import carried, drifted_slice, examples
 from monitoring.features import features
+from monitoring.files import write_atomically
 from monitoring.history import Decision, History, Moment, Observation
 from monitoring.ledger import Ledger
 from monitoring.metrics import write_textfile
@@ -114,17 +115,19 @@ def monitor(
     drift = observe(frame, str(window), champion, runs, folder, settings)
     now = moment(log, str(window), digest, champion, runs)
     decision = decide(drift, now, ledger, settings, source="monitor")
-    show(drift, folder / "report.html")
-    write_textfile(drift, settings.student.name, reports / f"{settings.student.name}.prom")
-    add_to_history(
-        reports / "evidently", settings.student.name, drift, champion=champion.version, page=folder / "report.html"
-    )
+    page = folder / "report.html"
+    show(drift, page)
+    try:
+        write_textfile(drift, settings.student.name, reports / f"{settings.student.name}.prom")
+        add_to_history(reports / "evidently", settings.student.name, drift, champion=champion.version, page=page)
+    except Failure as error:  # what people look at later holds up no retrain
+        get_run_logger().error("the report is not in the metrics or the history: %s", error)
     return {
         **decision.model_dump(),
         "window": str(window),
         "champion": champion.version,
         "drift": drift.model_dump(mode="json"),
-        "report": str(folder / "report.html"),
+        "report": str(page),
     }
 
 
@@ -147,15 +150,21 @@ def observe(
     profile = ReferenceProfile.load(profile_folder(runs, champion))
     made_by = FeatureSettings.model_validate(profile.features)  # today's may be others
     now = features(rows, made_by, load_tokenizer(champion.checkpoint))
+    now, rows = capped(now, settings.drift), capped(rows, settings.drift)
     tally = count(profile, now, sample_rows=settings.drift.sample_rows, seed=0)
     found = compare_rows(profile, tally.sample, compare(profile, tally, window, settings.drift), settings.drift)
     found = with_quality(found, measure(rows, profile.calibration, seed=0), settings.drift)
     inside = carried(profile, tally, now, found, settings.drift)
     rows = rows.assign(drifted=drifted_slice(inside, now, found.segments))
-    rows[["request_id", "response", "mean_logprob", "drifted"]].to_parquet(folder / ROWS_FILE, index=False)
-    examples(rows, inside, seed=0).to_json(folder / "examples.jsonl", orient="records", lines=True, date_format="iso")
-    now.to_parquet(folder / "features.parquet")
-    (folder / "drift.json").write_text(found.model_dump_json(indent=1))
+    answers = rows[["request_id", "response", "mean_logprob", "drifted"]]
+    shown = examples(rows, inside, seed=0)
+    for name, content in (
+        (ROWS_FILE, answers.to_parquet(index=False)),
+        ("examples.jsonl", shown.to_json(orient="records", lines=True, date_format="iso").lstrip().encode()),
+        ("features.parquet", now.to_parquet()),
+        ("drift.json", found.model_dump_json(indent=1).encode()),
+    ):
+        write_atomically(folder / name, content)  # monitors of the same window may be at work at once
     report.write_html(profile.sample, now, found, folder / "report.html")
     return found
 
@@ -213,7 +222,7 @@ def answered(frame: pd.DataFrame, model: Path, settings: Watching, what: str, ve
     """Return the rows with `response` and `mean_logprob` of one model, by `model` itself where the log has none.
 
     Rows that the log says another version than `version` answered are answered anew: a mixture of two models would
-    look like drift. With None all rows are.
+    look like drift. With None all rows are. `latency_ms` stays as it was served: a student's successor is as large.
     """
     missing = frame["response"].isna() | frame["mean_logprob"].isna()
     missing |= (frame["model_version"].notna() & (frame["model_version"] != version)) if version else True

@@ -180,6 +180,38 @@ def test_the_monitor_says_quiet_and_starts_nothing(with_champion: Any) -> None:
     assert sorted(path.name for path in (workspace.folder / "runs").iterdir()) == runs
 
 
+def test_a_monitor_whose_history_cannot_be_written_says_so_and_looks_on(
+    with_champion: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And of a window with more rows than drift.max_rows it compares so many."""
+    from flows import settings, wiring
+    from tasks import watch
+
+    workspace, _ = with_champion
+    chosen = settings.load(workspace.config, {"drift": {"max_rows": 100}})
+    places = wiring.Places(chosen)
+    (tmp_path / "evidently").write_text("no folder")
+
+    @flow
+    def look() -> dict[str, Any]:
+        return watch.monitor(
+            wiring.registry(chosen, places),
+            places.runs,
+            tmp_path,
+            places.log,
+            tmp_path / "decisions.db",
+            asked=LATER,
+            reference=chosen.reference,
+            settings=wiring.watching(chosen),
+        )
+
+    seen = look()
+    assert "the report is not in the metrics or the history: " in caplog.text
+    assert seen["trigger"] is False
+    assert seen["drift"]["rows"] == 100
+    assert len(pd.read_parquet(Path(seen["report"]).with_name("rows.parquet"))) == 100
+
+
 def test_a_rollback_without_a_previous_champion_says_so(with_champion: Any) -> None:
     workspace, _ = with_champion
     done = subprocess.run(workspace.command(flow="rollback"), capture_output=True, text=True, check=False)

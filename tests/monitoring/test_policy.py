@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from monitoring import policy
 from monitoring.drift import ColumnDrift, DriftReport
 from monitoring.history import Decision, History, Moment, Observation
+from monitoring.multivariate import Mmd
 from monitoring.performance import Interval, Quality
 from monitoring.policy import decide
 from monitoring.settings import DriftSettings, PolicySettings
@@ -187,7 +188,26 @@ def test_age_amount_and_performance_trigger_without_drift_when_chosen() -> None:
     assert not decide(quiet, floor, performance, at(0)).trigger
     assert not decide(report(QUIET, quality=measured(0.8)), floor, performance, at(0)).trigger
     decision = decide(report(QUIET, quality=measured(0.75)), floor, performance, at(0))
-    assert (decision.trigger, decision.reason) == (True, "measured quality is 0.750, drift.quality_floor is 0.8")
+    assert (decision.trigger, decision.reason) == (
+        True,
+        "measured quality is 0.750 (0.740 to 0.760), drift.quality_floor is 0.8",
+    )
+    assert not decide(report(QUIET, quality=measured(0.795)), floor, performance, at(0)).trigger, "it may be above"
+
+
+def test_the_reason_names_what_alarmed_when_no_column_did() -> None:
+    low = report(QUIET, quality=measured(0.5), quality_severity="critical")
+    assert decide(low, SETTINGS).reason.startswith(
+        "drift in quality (quality on 500 labelled of 500 rows: accuracy 0.5"
+    )
+    rows = report(QUIET, mmd=Mmd(distance=0.3, p=0.001, reference_rows=500, current_rows=500), rows_severity="warning")
+    assert decide(rows, SETTINGS).reason.startswith("drift in whole rows (MMD 0.300, p 0.001")
+    faint = decide(
+        report(QUIET, mmd=Mmd(distance=0.1, p=0.004, reference_rows=500, current_rows=500), rows_severity="info"),
+        SETTINGS,
+    )
+    assert not faint.trigger
+    assert "drift of severity info, policy.severity asks for warning: whole rows (MMD 0.100" in faint.reason
 
 
 def test_a_schedule_triggers_once_for_each_of_its_times() -> None:

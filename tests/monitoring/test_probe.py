@@ -67,6 +67,14 @@ def test_the_expected_gain_is_the_windows_loss_of_both_samples_by_their_shares()
     assert probe(on(64), BEFORE, SETTINGS).expected_gain.value == 0
 
 
+def test_without_agreement_in_the_profile_no_gain_is_expected() -> None:
+    assert probe(on(55), None, SETTINGS).expected_gain is None
+
+
+def test_an_agreement_that_rose_from_next_to_nothing_is_held() -> None:
+    assert not probe(on(55), Agreement(agreed=10, rows=256), SETTINGS).pays
+
+
 def test_the_interval_of_a_difference_is_newcombes() -> None:
     """His example: 56 of 70 against 48 of 80, method 10, 95 %: 0.0524 to 0.3339; here of 95 % shares too."""
     interval = lost(wilson(56, 70), wilson(48, 80))
