@@ -166,7 +166,12 @@ class DriftSettings(Section):
     ks_distance: float = Field(
         0.1, gt=0, le=1, description="warning when a column's KS distance reaches this and is significant [distance]"
     )
-    alpha: float = Field(0.01, gt=0, lt=1, description="level of a warning's p-values after correction [probability]")
+    alpha: float = Field(
+        0.01,
+        gt=0,
+        lt=1,
+        description="level of warnings, half for PSI and half for KS, each corrected over the columns [probability]",
+    )
     info_alpha: float = Field(
         0.01, gt=0, lt=1, description="info when a column's corrected KS or chi-square p is below [probability]"
     )

@@ -9,17 +9,19 @@ hold MIN_EXPECTED values of either side (Cochran's rule for chi-square tests), a
 each cell (Jeffreys' prior) so that an empty one has a logarithm. That pulls the histograms together: s is then
 nearer to 1/(n + B/4) + 1/(m + B/4), by simulation at n and m from 70 to 10,000.
 
-What is expected in a cell is read from the reference or from both sides together, whichever is more. The
-reference alone would lose values that it never had; both sides together would merge the very cells that a small
-window happens to lack, and a test on those alarms too rarely (2.9 % instead of 5 % at 70 values).
+What is expected in a cell is read from the larger side or from both together, whichever is more. The larger alone
+would lose values that it never had; both together would merge the very cells that a small window happens to lack, and
+a test on those alarms too rarely (2.9 % instead of 5 % at 70 values). The smaller side would choose its rare cells by
+its own noise (8 % instead of 5 % for 1,000 rows of fifty categories of Zipf's law against 10,000).
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
-from scipy.special import chdtrc, chndtr, kolmogorov, ndtri, rel_entr
+from scipy.special import chdtrc, chndtr, kolmogi, kolmogorov, ndtri, rel_entr
 
 Counts = npt.NDArray[np.int64]
 
@@ -100,6 +102,14 @@ def chi_square_p(reference: Counts, current: Counts) -> float:
         return 1.0
     expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
     return float(chdtrc(table.shape[1] - 1, np.sum((table - expected) ** 2 / expected)))
+
+
+def rows_needed(distance: float, alpha: float, reference_rows: int) -> int | None:
+    """Return the fewest rows at which a KS distance has a p-value below `alpha`; None: the reference is too small."""
+    effective = (kolmogi(alpha) / distance) ** 2  # n m / (n + m)
+    if reference_rows <= effective:
+        return None
+    return math.ceil(effective * reference_rows / (reference_rows - effective))
 
 
 def jensen_shannon(reference: Counts, current: Counts) -> float:
@@ -203,8 +213,8 @@ def merge_categories(reference: Counts, current: Counts) -> tuple[Counts, Counts
 
 def _expected(reference: Counts, current: Counts) -> npt.NDArray[np.float64]:
     """Values expected in each cell of the smaller side if both came from the same distribution."""
-    pooled = reference + current
-    share = np.maximum(pooled / pooled.sum(), reference / reference.sum())
+    pooled, larger = reference + current, reference if reference.sum() >= current.sum() else current
+    share = np.maximum(pooled / pooled.sum(), larger / larger.sum())
     return np.asarray(share * min(reference.sum(), current.sum()), dtype=np.float64)
 
 

@@ -5,6 +5,7 @@ import numpy as np
 from monitoring.columns import CategoricalColumn, Counted, NumericColumn
 from monitoring.profile import ReferenceProfile
 from monitoring.settings import DriftSettings
+from monitoring.statistics import rows_needed
 from monitoring.tally import ColumnTally, Tally
 
 MIN_VALUES = 20  # fewer values of a column make no two cells to compare
@@ -18,13 +19,24 @@ def of_table(profile: ReferenceProfile, tally: Tally, settings: DriftSettings) -
     findings = []
     for place, rows in (("window", tally.rows), ("reference", profile.rows)):
         if rows == 0:
-            findings.append(f"the window is empty; at least {settings.min_rows} rows are needed")
+            findings.append(f"the window is empty; {_needed(profile, settings)}")
         elif rows < settings.min_rows:
-            findings.append(f"the {place} has too few rows: {rows}; at least {settings.min_rows} are needed")
+            findings.append(f"the {place} has too few rows: {rows}; {_needed(profile, settings)}")
     if tally.twice:
         findings.append(f"columns given twice, only the first of each is compared: {', '.join(sorted(tally.twice))}")
     findings.extend(f"{name}: not in the reference; not compared" for name in sorted(tally.new))
     return findings
+
+
+def _needed(profile: ReferenceProfile, settings: DriftSettings) -> str:
+    """Say how many rows are asked for, and how many it takes for a change that warns to be significant."""
+    columns = max(1, len(profile.columns))
+    rows = rows_needed(settings.ks_distance, settings.alpha / 2 / columns, profile.rows)
+    told = f"at least {settings.min_rows} are needed (drift.min_rows)"
+    change = f"for a KS distance of {settings.ks_distance:g} to be significant in {columns} columns"
+    if rows is None:
+        return f"{told}, and a larger reference than {profile.rows} rows {change}"
+    return f"{told}, and {rows} {change}"
 
 
 def obstacle(reference: NumericColumn | CategoricalColumn, before: Counted, column: ColumnTally, rows: int) -> str:

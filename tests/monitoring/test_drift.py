@@ -12,8 +12,9 @@ import pytest
 from scipy.stats import binom, ks_2samp, norm
 
 from monitoring import statistics
-from monitoring.drift import ColumnDrift, DriftReport, compare
+from monitoring.drift import ColumnDrift, DriftReport, compare, with_quality
 from monitoring.features import features
+from monitoring.performance import Interval, Quality
 from monitoring.profile import ReferenceProfile
 from monitoring.settings import DriftSettings
 
@@ -180,7 +181,7 @@ def quiet(rows: int = 400) -> pd.DataFrame:
         (quiet().assign(x=np.nan), "x: no values in the window; not compared"),
         (quiet().assign(x=None), "x: no values in the window; not compared"),
         (quiet().assign(x=np.inf), "x: only 0 values in the window, at least 20 are needed; not compared"),
-        (quiet().iloc[:0], "the window is empty; at least 200 rows are needed"),
+        (quiet().iloc[:0], "the window is empty; at least 200 are needed"),
         (quiet(150), "the window has too few rows: 150; at least 200 are needed"),
         (quiet(7), "x: only 7 values in the window, at least 20 are needed; not compared"),
         (quiet().assign(x=0.1), "x: constant in the window"),
@@ -198,6 +199,64 @@ def test_trouble_is_a_finding_and_no_exception(current: pd.DataFrame, finding: s
     assert any(found.startswith(finding) for found in report.findings), report.findings
     assert {column.name for column in report.columns} == {"x", "label"}
     assert DriftReport.model_validate_json(report.model_dump_json()) == report
+
+
+@pytest.mark.parametrize(("reference", "needed"), [(1000, 503), (300, None)])
+def test_too_few_rows_say_how_many_it_takes_for_a_change_that_warns(reference: int, needed: int | None) -> None:
+    """A window of exactly so many rows, shifted by the distance that warns, is significant; one row less is not."""
+    finding = report_on(quiet(reference), quiet(150)).findings[0]
+    alpha = SETTINGS.alpha / 2 / 2  # half of the level, two columns
+    if needed is None:
+        assert "a larger reference than 300 rows for a KS distance of 0.1 to be significant in 2 columns" in finding
+        assert statistics.ks_p_value(SETTINGS.ks_distance, 300, 10**9) > alpha
+        return
+    assert f"{needed} for a KS distance of 0.1 to be significant in 2 columns" in finding
+    assert statistics.ks_p_value(SETTINGS.ks_distance, reference, needed) < alpha
+    assert statistics.ks_p_value(SETTINGS.ks_distance, reference, needed - 1) >= alpha
+
+
+def test_a_reference_of_too_few_rows_is_a_finding() -> None:
+    assert any("the reference has too few rows: 150" in found for found in report_on(quiet(150), quiet()).findings)
+
+
+def test_values_outside_of_the_references_range_are_a_finding() -> None:
+    beyond = quiet().assign(x=quiet()["x"].where(quiet().index >= 40, 99.0))
+    assert any("x: 10.0% of its values lie outside" in found for found in report_on(quiet(), beyond).findings)
+
+
+def test_severity_goes_by_the_lower_bound_and_critical_by_its_own() -> None:
+    rng = np.random.default_rng(4)
+    reference = pd.DataFrame({"x": rng.normal(size=5000)})
+    found = {
+        shift: report_on(reference, pd.DataFrame({"x": rng.normal(size=2000) + shift})) for shift in (0.2, 0.45, 0.9)
+    }
+    assert [report.severity for report in found.values()] == ["info", "warning", "critical"]
+    column = found[0.45].columns[0]
+    assert SETTINGS.psi_bound < column.psi_lower < SETTINGS.critical_bound
+    small = report_on(reference, pd.DataFrame({"x": rng.normal(size=250) + 0.6})).columns[0]
+    assert small.psi > SETTINGS.critical_bound > small.psi_lower, "above the critical bound perhaps by chance"
+    assert small.severity == "warning"
+
+
+def test_quality_is_critical_only_when_it_is_surely_below_the_floor() -> None:
+    report, floor = report_on(quiet(), quiet()), DriftSettings(quality_floor=0.8)
+    for high, severity in ((0.79, "critical"), (0.82, "none")):
+        quality = Quality(rows=500, labelled=500, accuracy=Interval(value=0.75, low=0.7, high=high))
+        judged = with_quality(report, quality, floor)
+        assert (judged.quality_severity, judged.severity) == (severity, severity)
+        assert judged.drifted_parts == (["quality"] if severity == "critical" else [])
+
+
+def test_benjamini_hochberg_finds_more_than_holm_in_many_columns_that_drift() -> None:
+    rng = np.random.default_rng(5)
+    names = [f"x{i}" for i in range(20)]
+    reference = build(pd.DataFrame(rng.normal(size=(2000, 20)), columns=names))
+    current = pd.DataFrame(rng.normal(size=(600, 20)) + 0.14 * (np.arange(20) < 12), columns=names)
+    found = {}
+    for name in ("holm", "bh"):
+        report = compare(reference, current, "now", DriftSettings.model_validate({"correction": name}))
+        found[name] = sum(column.severity != "none" for column in report.columns)
+    assert found["bh"] > found["holm"] > 0
 
 
 def test_a_column_that_never_had_values_is_said_so() -> None:

@@ -71,6 +71,13 @@ def test_the_calibration_error_is_that_of_the_confidence() -> None:
     assert error.low > 0.05
 
 
+@pytest.mark.parametrize("rows", [100, 300, 3000])
+def test_the_interval_of_the_calibration_error_claims_none_of_a_calibrated_model(rows: int) -> None:
+    rng = np.random.default_rng(4)
+    errors = [measure(log(rng, rows), None, seed).ece for seed in range(100)]
+    assert sum(error.low == 0 for error in errors if error) >= 90
+
+
 def test_f1_is_sklearns() -> None:
     from sklearn.metrics import f1_score
 
