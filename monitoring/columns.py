@@ -170,6 +170,14 @@ class CategoricalColumn(_Column):
         values = _labels(series)
         return values.where(values.isna() | values.isin(list(self.counts)), OTHER)
 
+    def places(self, series: pd.Series) -> npt.NDArray[np.int64]:
+        """Return in which cell each value lies: the kept categories, then OTHER, then missing ones, (rows,)."""
+        kept = {name: place for place, name in enumerate(self.counts)}
+        other, missing = len(kept), len(kept) + 1
+        return np.array(
+            [missing if label is None else kept.get(label, other) for label in _labels(series)], dtype=np.int64
+        )
+
 
 def build_column(series: pd.Series, max_categories: int, seed: int) -> NumericColumn | CategoricalColumn:
     """Count a reference column as what it is, numbers or categories."""

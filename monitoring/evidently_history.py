@@ -20,7 +20,7 @@ from typing import Any
 
 from monitoring.drift import SEVERITIES, DriftReport
 from monitoring.files import write_atomically
-from monitoring.report import TEST_NAME, harmless, number
+from monitoring.report import TEST_NAME, number, shown_names
 from monitoring.window import Window
 
 METRIC = "evidently:metric_v2:"  # before the name of a metric, ours or Evidently's
@@ -119,7 +119,8 @@ def _results(report: DriftReport) -> Iterator[Any]:
     from evidently.core.metric_types import MetricConfig, MetricValueLocation, SingleValue
     from evidently.metrics import DriftedColumnsCount, RowCount, ValueDrift
 
-    compared = {harmless(column.name): column.psi for column in report.columns if column.psi is not None}
+    names = shown_names(column.name for column in report.columns)
+    compared = {names[column.name]: column.psi for column in report.columns if column.psi is not None}
     drifted = len(report.drifted_columns)
     for metric, values in (
         (RowCount(), (report.rows,)),
@@ -149,9 +150,10 @@ def _widgets(report: DriftReport) -> list[Any]:
             CounterData("drifted columns", str(len(report.drifted_columns))),
         ]
     )
+    names = shown_names(column.name for column in report.columns)
     rows = [
         [
-            harmless(column.name),
+            names[column.name],
             column.severity,
             number(column.psi, ".3f"),
             number(column.psi_lower, ".3f"),

@@ -8,9 +8,8 @@ import pandas as pd
 
 from monitoring.attribution import lie_in
 from monitoring.drift import DriftReport
-from monitoring.features import texts
 from monitoring.profile import ReferenceProfile
-from monitoring.segments import Segment
+from monitoring.segments import Segment, rows_of
 from monitoring.settings import DriftSettings
 from monitoring.tally import Tally
 
@@ -41,7 +40,7 @@ def drifted_slice(inside: pd.DataFrame, features: pd.DataFrame, segments: Sequen
     """
     found = inside.drop(columns=[name for name in OUTPUTS if name in inside]).any(axis=1).to_numpy(dtype=bool)
     for segment in segments:
-        found = found | (texts(features[segment.column]) == segment.value).to_numpy(dtype=bool)
+        found = found | rows_of(features[segment.column], segment.value)
     return found
 
 

@@ -8,6 +8,7 @@ its own registry.
 import html
 import os
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from monitoring.drift import ColumnDrift, DriftReport
 from monitoring.errors import Failure
 from monitoring.features import numbers, texts
 from monitoring.files import write_atomically
+from monitoring.naming import shortened, unique
 
 PICTURE_ROWS = 2_000
-LABEL_CHARS = 60
 TEST_NAME = "redistill_psi"
 _registry = threading.Lock()  # Evidently's registry of tests is one for the process
 
@@ -43,7 +44,11 @@ def write_html(
     before, now = _thin(sample, sample_rows), _thin(current, sample_rows)
     before, now = _drawable(columns, before, now)
     page = (
-        _evidently_page([c for c in columns if c.name in before], before, now) if len(before.columns) else _EMPTY_PAGE
+        _evidently_page(
+            [c for c in columns if c.name in before], before, now, shown_names(c.name for c in report.columns)
+        )
+        if len(before.columns)
+        else _EMPTY_PAGE
     )
     write_atomically(Path(path), _put_first(_section(report), page, report.window).encode())
 
@@ -74,9 +79,7 @@ def _drawable(
 
 def _labels(values: pd.Series, kept: set[str]) -> pd.Series:
     grouped = values.where(values.isna() | values.isin(list(kept)), OTHER)
-    return grouped.map(lambda text: harmless(text[:LABEL_CHARS]), na_action="ignore").where(
-        grouped.notna(), "(missing)"
-    )
+    return grouped.map(lambda text: harmless(shortened(text)), na_action="ignore").where(grouped.notna(), "(missing)")
 
 
 def harmless(text: str) -> str:
@@ -84,12 +87,19 @@ def harmless(text: str) -> str:
     return text.replace("<", "\u2039")
 
 
-def _evidently_page(columns: list[ColumnDrift], before: pd.DataFrame, now: pd.DataFrame) -> str:
+def shown_names(columns: Iterable[str]) -> dict[str, str]:
+    """Return columns' names as Evidently is given them: harmless, no two alike, whatever order they come in."""
+    # A name that can stay as it is does; the others are numbered where they would meet.
+    names = sorted(columns, key=lambda name: (harmless(name) != name, name))
+    return dict(zip(names, unique([harmless(name) for name in names]), strict=True))
+
+
+def _evidently_page(columns: list[ColumnDrift], before: pd.DataFrame, now: pd.DataFrame, names: dict[str, str]) -> str:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from evidently import DataDefinition, Dataset, Report
     from evidently.metrics import ValueDrift
 
-    shown = {column.name: harmless(column.name) for column in columns}
+    shown = {column.name: names[column.name] for column in columns}
     definition = DataDefinition(
         numerical_columns=[shown[c.name] for c in columns if c.kind == "numeric"],
         categorical_columns=[shown[c.name] for c in columns if c.kind == "categorical"],

@@ -114,7 +114,7 @@ class FeatureSettings(Section):
     def _are_features(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{', '.join(twice)} is named twice")
-        unknown = [name for name in names if name not in FEATURES and not name.startswith("meta_")]
+        unknown = [name for name in names if name not in FEATURES and not re.fullmatch(r"meta_[^*]+", name)]
         own = own_names() if unknown else []
         for name in unknown:
             if name not in own:
@@ -246,12 +246,18 @@ class PolicySettings(Section):
     budget_tokens: int = Field(
         0, ge=0, description="hold when the teacher was paid for so many this month (UTC); 0: no limit [tokens]"
     )
-
     notify: str = Field(
         "",
         description="Prefect notification block that is told of warning and critical reports; empty: none [TYPE/NAME]",
         json_schema_extra=LOCATION,
     )
+
+    @field_validator("notify")
+    @classmethod
+    def _names_a_block(cls, text: str) -> str:
+        if text and not re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+", text):
+            raise ValueError("write TYPE/NAME, in small letters, digits and dashes, such as slack-webhook/on-call")
+        return text
 
     @field_validator("triggers", mode="before")
     @classmethod

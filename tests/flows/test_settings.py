@@ -64,6 +64,10 @@ def test_the_environment_can_name_the_file(config: Path, monkeypatch: pytest.Mon
             ["traffic", "redistill.toml", "profile_until 80 is not above held_out_from 85"],
         ),
         ('[features]\nuse = ["topics"]', ["features.use = ['topics']", "redistill.toml", "the nearest is topic"]),
+        (
+            '[policy]\nnotify = "nonsense"',
+            ["policy.notify = 'nonsense'", "redistill.toml", "TYPE/NAME", "slack-webhook/"],
+        ),
         ('[reference]\nwindow = "last year"', ["reference.window = 'last year'", "redistill.toml"]),
         ("training = 3", ["training = 3", "redistill.toml"]),
         ("[training\nepochs = 2", ["redistill.toml", "cannot be read as TOML"]),

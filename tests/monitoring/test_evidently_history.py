@@ -105,6 +105,15 @@ def test_the_picture_and_the_history_have_the_same_psi(tmp_path: Path, monkeypat
     assert psi_in(stored(tmp_path / "evidently")[0]) == psi_in(drawn[0].to_snapshot_model())
 
 
+def test_columns_whose_names_are_shown_alike_are_two_in_a_run(tmp_path: Path) -> None:
+    report = report_on(WINDOWS[0])
+    first, second = report.columns[:2]
+    alike = [first.model_copy(update={"name": "meta_<"}), second.model_copy(update={"name": "meta_\u2039"})]
+    add(tmp_path / "evidently", report.model_copy(update={"columns": alike}))
+    (run,) = stored(tmp_path / "evidently")
+    assert psi_in(run) == {"meta_\u2039 (2)": first.psi, "meta_\u2039": second.psi}
+
+
 def test_a_run_is_dated_at_the_windows_end_and_tells_champion_and_severity(tmp_path: Path) -> None:
     add(tmp_path / "evidently", report_on(WINDOWS[0]))
     (run,) = stored(tmp_path / "evidently")

@@ -66,6 +66,15 @@ def test_a_segment_that_carries_the_drift_is_of_the_slice() -> None:
     assert np.array_equal(drifted_slice(pd.DataFrame(index=now.index), now, [segment]), now["meta_channel"] == "app")
 
 
+def test_the_segment_of_rows_without_a_value_is_of_the_slice() -> None:
+    now = world(1000, 1).assign(meta_channel=[*("(missing)", None)] * 500, meta_size=[1.0, np.nan] * 500)
+    for column in ("meta_channel", "meta_size"):
+        segment = Segment(
+            column=column, value=None, before=0.5, now=0.5, rows=500, drifted_column="response", psi=1, psi_lower=1
+        )
+        assert np.array_equal(drifted_slice(pd.DataFrame(index=now.index), now, [segment]), np.arange(1000) % 2 == 1)
+
+
 def test_a_quiet_window_has_no_examples() -> None:
     shown, inside = seen(world(1000, 2))
     assert shown.empty

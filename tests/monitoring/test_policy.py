@@ -288,3 +288,14 @@ def test_settings_that_can_never_be_met_are_refused(values: dict[str, Any], said
 
 def test_triggers_may_be_a_list_and_their_order_does_not_matter() -> None:
     assert PolicySettings(triggers=["age", "drift"]).triggers == PolicySettings(triggers="drift,age").triggers  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "block",
+    ["nonsense", "slack-webhook/", "/team", "slack-webhook/my/team", "slack webhook/team", "Slack/Team", "a/b\n"],
+)
+def test_a_notification_block_is_a_type_and_a_name(block: str) -> None:
+    with pytest.raises(ValidationError, match="write TYPE/NAME"):
+        PolicySettings(notify=block)
+    assert PolicySettings(notify="slack-webhook/team-2").notify == "slack-webhook/team-2"
+    assert PolicySettings(notify="").notify == ""

@@ -15,7 +15,7 @@ import pytest
 from monitoring.drift import DriftReport, compare
 from monitoring.errors import Failure
 from monitoring.profile import ReferenceProfile
-from monitoring.report import write_html
+from monitoring.report import shown_names, write_html
 from monitoring.settings import DriftSettings
 
 ATTACK = "</script><script>alert(1)</script>"
@@ -116,6 +116,45 @@ def test_a_category_cannot_add_a_script(tmp_path: Path) -> None:
     assert "<b>" not in page.partition("<body>")[2].partition("</section>")[0]
 
 
+def test_columns_whose_names_are_shown_alike_are_told_apart(tmp_path: Path) -> None:
+    """A < is shown as \u2039, and so would meet a column that is called so."""
+
+    def alike(rows: int, shift: float) -> pd.DataFrame:
+        more = frame(rows)["prompt_chars"]
+        return frame(rows).assign(**{"meta_<": more + shift, "meta_\u2039": more, "meta_\u2039 (2)": more + shift / 2})
+
+    page, report = page_of(tmp_path, alike(800, 0), alike(600, 40))
+    drawn = dict(re.findall(r'"Drift in column \'([^"]+)\'".{,120}?Drift score: ([\d.e-]+)"', page))
+    psi = {column.name: column.psi for column in report.columns}
+    for name, shown in (
+        ("meta_<", r"meta_\u2039 (3)"),
+        ("meta_\u2039", r"meta_\u2039"),
+        ("meta_\u2039 (2)", r"meta_\u2039 (2)"),
+    ):
+        assert float(drawn[shown]) == pytest.approx(psi[name], abs=6e-4), name
+
+
+def test_the_names_shown_do_not_depend_on_the_order_of_the_columns() -> None:
+    names = ["meta_<", "x", "meta_\u2039", "<<", "\u2039<", "<\u2039"]
+    shown = shown_names(names)
+    assert shown == shown_names(names[::-1])
+    assert len({*shown.values()}) == len(names)
+    assert not any("<" in name for name in shown.values())
+    assert (shown["x"], shown["meta_\u2039"]) == ("x", "meta_\u2039")
+
+
+def test_a_long_value_does_not_fill_the_page(tmp_path: Path) -> None:
+    then, now = frame(800), frame(600)
+    for at, part in enumerate((then, now)):
+        part["response"] = np.where(np.arange(len(part)) % (4 - 2 * at) == 0, "y" * 20_000, "billing")
+        part["meta_new"] = np.where((np.arange(len(part)) % 2 == 0) & (at == 1), "z" * 20_000, "mail")
+    page, report = page_of(tmp_path, then, now)
+    assert {"response", "meta_new"} <= {*report.drifted_columns}
+    assert f"{'y' * 59}\u2026" in page
+    assert "z" * 40 in page
+    assert not re.search("y{60}|z{60}", page)
+
+
 @pytest.mark.parametrize("rows", [0, 5])
 def test_a_window_with_nothing_to_draw_still_has_its_table(tmp_path: Path, rows: int) -> None:
     page, report = page_of(tmp_path, frame(800), frame(600).iloc[:rows])
@@ -128,7 +167,7 @@ def test_large_frames_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     drawn: list[int] = []
     monkeypatch.setattr(
         "monitoring.report._evidently_page",
-        lambda columns, before, now: drawn.extend([len(before), len(now)]) or "<head></head><body></body>",
+        lambda columns, before, now, names: drawn.extend([len(before), len(now)]) or "<head></head><body></body>",
     )
     page_of(tmp_path, frame(800), frame(30_000))
     assert drawn == [500, 2000]

@@ -90,7 +90,7 @@ def test_new_categories_are_named_and_counted_whatever_part_they_came_in(profile
     report = compare(profile, tally, "now", DriftSettings())
     label = next(column for column in report.columns if column.name == "label")
     assert label.new_categories == {"new": pytest.approx(100 / window["label"].notna().sum())}
-    assert label.moved[0].cell == "OTHER"
+    assert label.moved[0].cell == "OTHER (new)"
 
 
 def test_a_cap_compares_that_many_rows_of_the_window(profile: ReferenceProfile) -> None:
