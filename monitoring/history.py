@@ -44,7 +44,7 @@ class Observation(BaseModel):
     severity: Severity
     drifted_columns: tuple[str, ...]
     quality: float | None
-    quality_high: float | None  # upper end of its 95 % interval
+    quality_high: float | None = None  # upper end of its 95 % interval
     rows: int
     log_rows: int
     trigger: bool

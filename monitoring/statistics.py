@@ -106,7 +106,7 @@ def chi_square_p(reference: Counts, current: Counts) -> float:
 
 def rows_needed(distance: float, alpha: float, reference_rows: int) -> int | None:
     """Return the fewest rows at which a KS distance has a p-value below `alpha`; None: the reference is too small."""
-    effective = (kolmogi(alpha) / distance) ** 2  # n m / (n + m)
+    effective = float(kolmogi(alpha) / distance) ** 2  # n m / (n + m)
     if reference_rows <= effective:
         return None
     return math.ceil(effective * reference_rows / (reference_rows - effective))

@@ -233,7 +233,7 @@ def test_severity_goes_by_the_lower_bound_and_critical_by_its_own() -> None:
     assert [report.severity for report in found.values()] == ["info", "warning", "critical"]
     column = found[0.45].columns[0]
     assert SETTINGS.psi_bound < column.psi_lower < SETTINGS.critical_bound
-    small = report_on(reference, pd.DataFrame({"x": rng.normal(size=250) + 0.6})).columns[0]
+    small = report_on(reference, pd.DataFrame({"x": rng.normal(size=250) + 0.66})).columns[0]
     assert small.psi > SETTINGS.critical_bound > small.psi_lower, "above the critical bound perhaps by chance"
     assert small.severity == "warning"
 
