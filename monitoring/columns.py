@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -80,7 +81,7 @@ class NumericColumn(_Column):
 
     @model_validator(mode="after")
     def _edges_and_counts_agree(self) -> Self:
-        if len(self.counts) != len(self.edges) + 1 or any(np.diff(self.edges) <= 0):
+        if len(self.counts) != len(self.edges) + 1 or any(a >= b for a, b in pairwise(self.edges)):
             raise ValueError(f"{len(self.edges)} edges must rise and have {len(self.edges) + 1} counts")
         return self
 
@@ -104,8 +105,9 @@ class NumericColumn(_Column):
         finite = values[np.isfinite(values)]
         edges = np.empty(0)
         if finite.size:
-            quantiles = np.quantile(finite, np.arange(1, BINS) / BINS, method="inverted_cdf")
-            edges, repeats = np.unique(quantiles, return_counts=True)
+            # The inverted CDF; np.quantile finds the same, but overflows between the largest floats.
+            places = -(-np.arange(1, BINS) * finite.size // BINS) - 1
+            edges, repeats = np.unique(np.sort(finite)[places], return_counts=True)
             heavy = edges[repeats > 1]
             just_below = _just_below(heavy)
             edges = np.union1d(edges, just_below[np.isfinite(just_below)])

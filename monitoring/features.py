@@ -94,7 +94,7 @@ def is_numeric(series: pd.Series) -> bool:
 
 
 def floats(series: pd.Series) -> npt.NDArray[np.float64]:
-    """Return the numbers of a column, missing values as NaN; times as seconds since 1970 (UTC), durations as seconds."""
+    """Return the numbers of a column, missing values as NaN; times as seconds since 1970, durations as seconds."""
     if series.dtype.kind in "mM":
         times = series.to_numpy(dtype=f"{series.dtype.kind}8[us]")
         return np.where(np.isnat(times), np.nan, times.astype(np.int64) / 1e6)

@@ -165,10 +165,11 @@ def load_sample(folder: str | Path) -> pd.DataFrame:
     path = Path(folder) / SAMPLE_NAME
     content = _read(path)
     try:
-        return pq.read_table(io.BytesIO(content)).to_pandas(ignore_metadata=True)
+        rows: pd.DataFrame = pq.ParquetFile(io.BytesIO(content)).read().replace_schema_metadata().to_pandas()
     except (pa.ArrowException, ValueError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is no readable Parquet file ({reason}): {_REMEDY}") from error
+    return rows
 
 
 def _misfit(columns: Mapping[str, NumericColumn | CategoricalColumn], sample: pd.DataFrame) -> str:

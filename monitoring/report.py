@@ -22,6 +22,7 @@ from monitoring.files import write_atomically
 
 PICTURE_ROWS = 2_000
 LABEL_CHARS = 60
+LARGEST_DRAWN = 1e150  # squares of larger numbers overflow, and Evidently raises
 TEST_NAME = "redistill_psi"
 _registry = threading.Lock()  # Evidently's registry of tests is one for the process
 
@@ -64,6 +65,7 @@ def _drawable(
             continue
         if column.kind == "numeric":
             pair = [numbers(frame[column.name]).replace([np.inf, -np.inf], np.nan) for frame in (sample, current)]
+            pair = [series.clip(-LARGEST_DRAWN, LARGEST_DRAWN) for series in pair]
         else:
             kept = set(texts(sample[column.name]).dropna())
             pair = [_labels(texts(frame[column.name]), kept) for frame in (sample, current)]
