@@ -182,6 +182,14 @@ def test_the_largest_floats_are_drawn(tmp_path: Path) -> None:
     assert page.stat().st_size > 1000
 
 
+@pytest.mark.parametrize("values", [[1e16, 1e16 + 2], [0.0, 5e-324], [1e308, 1e308], [2**60, 2**60]])
+def test_what_no_picture_can_tell_apart_is_in_the_table_of_the_page(values: list[float], tmp_path: Path) -> None:
+    pd.DataFrame({"x": values * 300, "y": range(600)}).to_parquet(tmp_path / "close.parquet")
+    path, page = str(tmp_path / "close.parquet"), tmp_path / "drift.html"
+    assert drift_command.main([path, path, "--html", str(page)]) == 0
+    assert "<td>x</td>" in page.read_text()
+
+
 def test_max_rows_are_drawn_from_the_whole_of_a_stream(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
