@@ -7,12 +7,13 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from itertools import pairwise
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from monitoring.features import floats, is_numeric, texts
 from monitoring.statistics import Counts, merge_bins, merge_categories
@@ -20,7 +21,10 @@ from monitoring.statistics import Counts, merge_bins, merge_categories
 BINS = 256
 MIN_COUNT = 5  # rarer categories could not be compared (statistics.MIN_EXPECTED), and may tell on a person
 OTHER = "OTHER"
+MAX_ROWS = 2**53  # of a profile: sums of counts stay far from overflow, and are exact as floats
 MAX_OTHERS = 1_000  # categories of a window that are not in the profile; the rarest beyond are only counted
+
+RowCount = Annotated[int, Field(ge=0, le=MAX_ROWS)]
 
 
 @dataclass(frozen=True)
@@ -69,16 +73,29 @@ class NumericColumn(_Column):
 
     kind: Literal["numeric"] = "numeric"
     edges: tuple[FiniteFloat, ...] = Field(max_length=BINS - 1)
-    counts: tuple[NonNegativeInt, ...]
-    missing: NonNegativeInt
-    infinite: NonNegativeInt
+    counts: tuple[RowCount, ...]
+    missing: RowCount
+    infinite: RowCount
     low: FiniteFloat | None = None  # smallest and largest finite value
     high: FiniteFloat | None = None
 
     @model_validator(mode="after")
     def _edges_and_counts_agree(self) -> Self:
-        if len(self.counts) != len(self.edges) + 1 or any(np.diff(self.edges) <= 0):
+        if len(self.counts) != len(self.edges) + 1 or any(a >= b for a, b in pairwise(self.edges)):
             raise ValueError(f"{len(self.edges)} edges must rise and have {len(self.edges) + 1} counts")
+        return self
+
+    @model_validator(mode="after")
+    def _range_fits(self) -> Self:
+        if self.infinite > self.missing:
+            raise ValueError(f"{self.infinite} infinite values among {self.missing} missing ones")
+        if self.low is None or self.high is None:
+            if self.low is not self.high or self.edges or any(self.counts):
+                raise ValueError("values or edges without their smallest and largest value (low, high)")
+        elif self.low > self.high or not self.edges or not any(self.counts):
+            raise ValueError(f"low {self.low!r} and high {self.high!r} must rise and have values and edges between")
+        elif self.edges[0] < _just_below(np.float64(self.low)) or self.edges[-1] > self.high:
+            raise ValueError(f"edges {self.edges[0]!r} to {self.edges[-1]!r} lie outside {self.low!r} to {self.high!r}")
         return self
 
     @classmethod
@@ -88,11 +105,12 @@ class NumericColumn(_Column):
         finite = values[np.isfinite(values)]
         edges = np.empty(0)
         if finite.size:
-            quantiles = np.quantile(finite, np.arange(1, BINS) / BINS, method="inverted_cdf")
-            edges, repeats = np.unique(quantiles, return_counts=True)
+            # The inverted CDF; np.quantile finds the same, but overflows between the largest floats.
+            places = -(-np.arange(1, BINS) * finite.size // BINS) - 1
+            edges, repeats = np.unique(np.sort(finite)[places], return_counts=True)
             heavy = edges[repeats > 1]
-            just_below = np.minimum(np.nextafter(heavy, -np.inf), heavy - np.finfo(float).tiny)  # no subnormals at 0
-            edges = np.union1d(edges, just_below)
+            just_below = _just_below(heavy)
+            edges = np.union1d(edges, just_below[np.isfinite(just_below)])
         counted = _count_numbers(series, edges, -math.inf, math.inf)
         return cls(
             edges=tuple(edges.tolist()),
@@ -120,10 +138,10 @@ class CategoricalColumn(_Column):
     """Counts of a column's most frequent categories, of all others, and of missing values."""
 
     kind: Literal["categorical"] = "categorical"
-    counts: dict[str, NonNegativeInt]
-    other: NonNegativeInt
-    missing: NonNegativeInt
-    set_aside: NonNegativeInt = 0  # rows that chose the categories and are not counted
+    counts: dict[str, RowCount]
+    other: RowCount
+    missing: RowCount
+    set_aside: RowCount = 0  # rows that chose the categories and are not counted
 
     @classmethod
     def build(cls, series: pd.Series, max_categories: int, seed: int) -> Self:
@@ -221,6 +239,12 @@ def _value_counts(series: pd.Series) -> Counter[str]:
             counts[_valid(str(value))] += int(count)
         return +counts
     return Counter(value for value in _labels(series) if value is not None)
+
+
+def _just_below(values: npt.NDArray[np.float64] | np.float64) -> npt.NDArray[np.float64]:
+    """Return the next smaller numbers, at 0 no subnormal ones; below the smallest float lies -inf."""
+    with np.errstate(over="ignore"):
+        return np.asarray(np.minimum(np.nextafter(values, -np.inf), values - np.finfo(float).tiny))
 
 
 def _count_numbers(series: pd.Series, edges: npt.NDArray[np.float64], low: float, high: float) -> Counted:

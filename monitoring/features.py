@@ -85,12 +85,19 @@ def _refusals(responses: pd.Series, pattern: str) -> pd.Series:
 
 
 def is_numeric(series: pd.Series) -> bool:
-    """Return whether a column counts as numeric: integers, real floats and booleans do."""
+    """Return whether a column counts as numeric: integers, real floats, booleans, decimals, times and durations do."""
+    if series.dtype == object:
+        return bool(pd.api.types.infer_dtype(series, skipna=True) == "decimal")
+    if series.dtype.kind in "mM":
+        return True
     return pd.api.types.is_numeric_dtype(series) and not pd.api.types.is_complex_dtype(series)
 
 
 def floats(series: pd.Series) -> npt.NDArray[np.float64]:
-    """Return the numbers of a column, missing values as NaN."""
+    """Return the numbers of a column, missing values as NaN; times as seconds since 1970, durations as seconds."""
+    if series.dtype.kind in "mM":
+        times = series.to_numpy(dtype=f"{series.dtype.kind}8[us]")
+        return np.where(np.isnat(times), np.nan, times.astype(np.int64) / 1e6)
     return series.to_numpy(dtype=np.float64, na_value=np.nan)
 
 

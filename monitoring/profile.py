@@ -15,11 +15,12 @@ from typing import Annotated, Any, Final, Literal, Self
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from monitoring.columns import CategoricalColumn, NumericColumn, build_column
+from monitoring.columns import MAX_ROWS, CategoricalColumn, NumericColumn, build_column
 from monitoring.errors import InputError
-from monitoring.features import numbers
+from monitoring.features import is_numeric, numbers
 from monitoring.files import write_atomically
 from monitoring.performance import Calibration
 from monitoring.probe import Agreement
@@ -37,7 +38,7 @@ class ReferenceProfile(BaseModel):
     format: Literal[1] = FORMAT
     window: str
     model_version: str
-    rows: int = Field(gt=0)
+    rows: int = Field(gt=0, le=MAX_ROWS)
     schema_digest: str
     features: dict[str, Any] = {}  # the settings its features were made by
     calibration: Calibration | None = None  # None: too few labels to tell what its confidence is worth
@@ -49,8 +50,14 @@ class ReferenceProfile(BaseModel):
     def _counts_sum_to_rows(self) -> Self:
         for name, column in self.columns.items():
             set_aside = column.set_aside if isinstance(column, CategoricalColumn) else 0
-            if int(column.counted.cells.sum()) + column.missing + set_aside != self.rows:
+            if sum(column.counted.cells.tolist()) + column.missing + set_aside != self.rows:
                 raise ValueError(f"the counts of column {name!r} do not sum to {self.rows} rows")
+        return self
+
+    @model_validator(mode="after")
+    def _digest_is_of_the_columns(self) -> Self:
+        if self.schema_digest != (made := _schema_digest(self.columns)):
+            raise ValueError(f"schema_digest {self.schema_digest:.12} is not that of its columns, {made:.12}")
         return self
 
     def __eq__(self, other: object) -> bool:
@@ -127,13 +134,14 @@ class ReferenceProfile(BaseModel):
     def load(cls, folder: str | Path) -> Self:
         """Read the profile that lies in the folder.
 
-        Raises InputError, naming the file, when it is missing, corrupt or of another format version.
+        Raises InputError, naming the file, when it or its sample is missing, corrupt, of another format version or
+        does not fit the other.
         """
         path = Path(folder) / JSON_NAME
         text = _read(path)
         try:
             version = json.loads(text).get("format")
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise InputError(f"{path} is not a reference profile ({error}): {_REMEDY}") from error
         if version != FORMAT:
             raise InputError(f"{path} has format version {version!r}, this version reads {FORMAT}: {_REMEDY}")
@@ -144,6 +152,8 @@ class ReferenceProfile(BaseModel):
             where = ".".join(str(part) for part in first["loc"])
             raise InputError(f"{path} is corrupt at {where or 'the top'}: {first['msg']}; {_REMEDY}") from error
         profile._sample = load_sample(folder)
+        if misfit := _misfit(profile.columns, profile._sample):
+            raise InputError(f"{Path(folder) / SAMPLE_NAME} does not fit {JSON_NAME} ({misfit}): {_REMEDY}")
         return profile
 
 
@@ -155,9 +165,21 @@ def load_sample(folder: str | Path) -> pd.DataFrame:
     path = Path(folder) / SAMPLE_NAME
     content = _read(path)
     try:
-        return pd.read_parquet(io.BytesIO(content), engine="pyarrow")
+        rows: pd.DataFrame = pq.ParquetFile(io.BytesIO(content)).read().replace_schema_metadata().to_pandas()
     except (pa.ArrowException, ValueError, OSError) as error:
-        raise InputError(f"{path} is no readable Parquet file ({error}): {_REMEDY}") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is no readable Parquet file ({reason}): {_REMEDY}") from error
+    return rows
+
+
+def _misfit(columns: Mapping[str, NumericColumn | CategoricalColumn], sample: pd.DataFrame) -> str:
+    """Say why rows are not of these columns; empty when they are."""
+    names = [str(name) for name in sample.columns]
+    if sorted(names) != sorted(columns):
+        lacking, more = sorted(set(columns) - set(names)), sorted(set(names) - set(columns))
+        return f"columns lacking: {lacking}, unknown: {more}, twice: {len(names) - len(set(names))}"
+    odd = [name for name, of in columns.items() if isinstance(of, NumericColumn) != is_numeric(sample[name])]
+    return f"columns of another type: {odd}" if odd else ""
 
 
 _REMEDY = "restore it, or promote a champion again to make a new one"

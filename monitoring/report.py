@@ -23,6 +23,7 @@ from monitoring.files import write_atomically
 from monitoring.naming import shortened, unique
 
 PICTURE_ROWS = 2_000
+LARGEST_DRAWN = 1e150  # squares of larger numbers overflow, and Evidently raises
 TEST_NAME = "redistill_psi"
 _registry = threading.Lock()  # Evidently's registry of tests is one for the process
 
@@ -37,8 +38,8 @@ def write_html(
 ) -> None:
     """Write the page of a report on `current`, feature rows of the window; `sample` holds the reference's.
 
-    At most `sample_rows` rows of each are drawn; columns without values on either side are only in the table.
-    Raises Failure when the page cannot be written.
+    At most `sample_rows` rows of each are drawn; columns without values on either side, or whose
+    values are too close to be binned, are only in the table. Raises Failure when the page cannot be written.
     """
     columns = [column for column in report.columns if column.psi is not None]
     before, now = _thin(sample, sample_rows), _thin(current, sample_rows)
@@ -69,12 +70,25 @@ def _drawable(
             continue
         if column.kind == "numeric":
             pair = [numbers(frame[column.name]).replace([np.inf, -np.inf], np.nan) for frame in (sample, current)]
+            pair = [series.clip(-LARGEST_DRAWN, LARGEST_DRAWN) for series in pair]
+            if not all(_has_bins(series.dropna()) for series in (*pair, pd.concat(pair))):
+                continue
         else:
             kept = set(texts(sample[column.name]).dropna())
             pair = [_labels(texts(frame[column.name]), kept) for frame in (sample, current)]
         if all(series.notna().any() for series in pair):
             before[column.name], now[column.name] = pair
     return pd.DataFrame(before), pd.DataFrame(now)
+
+
+def _has_bins(values: pd.Series) -> bool:
+    """Say whether there are values, and floats between them to bin them by: there are none from 1e16 to 1e16 + 2."""
+    if values.empty:
+        return False
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        low, high = low - 0.5, high + 0.5  # the range that is drawn around a constant
+    return bool(high - low > 100 * np.spacing(max(abs(low), abs(high))))
 
 
 def _labels(values: pd.Series, kept: set[str]) -> pd.Series:

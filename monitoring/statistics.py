@@ -132,13 +132,14 @@ def wasserstein(
     weighs no more than another; a shift of more than about five units is reported as about that.
     None when 98 % of the reference are one value.
     """
-    points = np.concatenate([[min(low, *edges[:1])], edges, [max(high, *edges[-1:])]])  # (bins + 1,)
+    points = np.concatenate([[min([low, *edges[:1]])], edges, [max([high, *edges[-1:]])]])  # (bins + 1,)
+    points = np.ldexp(points, -4)  # else differences of the largest floats overflow; the unit takes it out again
     before = np.concatenate([[0.0], np.cumsum(reference) / reference.sum()])
     after = np.concatenate([[0.0], np.cumsum(current) / current.sum()])
     for tail in (0.25, 0.05, 0.01):
         lower, upper = (float(points[np.searchsorted(before, share)]) for share in (tail, 1 - tail))
         spread = upper - lower
-        if spread > 1e-12 * max(abs(lower), abs(upper), SMALLEST):  # else the two edges of one value
+        if spread > 1e-12 * max(abs(lower), abs(upper), SMALLEST / 16):  # else the two edges of one value
             break
     else:
         return None

@@ -1,13 +1,20 @@
 """A thousand malformed tables: a report or one clear error, never a traceback."""
 
+import contextlib
 import datetime
 import decimal
+import io
+import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from monitoring import drift_command
 from monitoring.drift import DriftReport, compare
 from monitoring.errors import InputError
 from monitoring.profile import ReferenceProfile
@@ -80,3 +87,35 @@ def test_a_malformed_table_makes_a_report_or_a_clear_error(then: pd.DataFrame, n
     report = compare(profile, now, "now", DriftSettings())
     assert DriftReport.model_validate_json(report.model_dump_json()) == report
     assert {column.name for column in report.columns} == set(profile.columns)
+
+
+def write(frame: pd.DataFrame, place: Path) -> str:
+    """Write a table as Parquet, or, where that holds no such values, as CSV; returns its path."""
+    try:
+        frame.to_parquet(place.with_suffix(".parquet"))
+    except (pa.ArrowException, ValueError, TypeError, OverflowError, UnicodeError):
+        place.with_suffix(".parquet").unlink(missing_ok=True)
+        frame.to_csv(place.with_suffix(".csv"), index=False, errors="backslashreplace")
+        return str(place.with_suffix(".csv"))
+    return str(place.with_suffix(".parquet"))
+
+
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is not JSON")
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(table(), table())
+def test_a_malformed_file_makes_strict_json_or_one_line(then: pd.DataFrame, now: pd.DataFrame) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [write(frame, Path(folder, name)) for name, frame in (("then", then), ("now", now))]
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = drift_command.main([*paths, "--json"])
+    assert code in (0, 2, 3)
+    assert err.getvalue().count("\n") == (code == 2), "one line says what is wrong, and nothing else"
+    if out.getvalue():
+        report = json.loads(out.getvalue(), parse_constant=refuse)
+        assert (report["max_psi"] is None) == (code == 2) or code == 3
+    else:
+        assert code == 2

@@ -2,10 +2,14 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from monitoring.columns import CategoricalColumn, NumericColumn
@@ -146,6 +150,86 @@ def test_counts_that_do_not_sum_are_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"rows": 700', '"rows": 701'))
     with pytest.raises(InputError, match="do not sum to 701 rows"):
         ReferenceProfile.load(tmp_path)
+
+
+def nested(content: dict[str, Any]) -> str:
+    return "[" * 100_000
+
+
+def huge(content: dict[str, Any]) -> str:
+    content["columns"]["response"]["counts"]["billing"] = 2**70
+    return json.dumps(content)
+
+
+def changed(**values: object) -> Callable[[dict[str, Any]], str]:
+    def change(content: dict[str, Any]) -> str:
+        content["columns"]["normal"].update(values)
+        return json.dumps(content)
+
+    return change
+
+
+def another_digest(content: dict[str, Any]) -> str:
+    return json.dumps(content | {"schema_digest": "0" * 64})
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (nested, "is not a reference profile"),
+        (huge, "less than or equal to 9007199254740992"),
+        (changed(edges=[], counts=[690]), "values and edges between"),
+        (changed(low=9.0, high=-9.0), "must rise"),
+        (changed(low=None), "without their smallest and largest"),
+        (changed(infinite=11), "11 infinite values among 10 missing ones"),
+        (changed(low=0.0), "lie outside 0.0 to"),
+        (changed(high=0.0), "lie outside -"),
+        (another_digest, "schema_digest 000000000000 is not that of its columns"),
+    ],
+)
+def test_a_profile_that_contradicts_itself_is_refused(
+    change: Callable[[dict[str, Any]], str], told: str, tmp_path: Path
+) -> None:
+    build(world()).save(tmp_path)
+    path = tmp_path / "profile.json"
+    path.write_text(change(json.loads(path.read_text())))
+    with pytest.raises(InputError, match=told):
+        ReferenceProfile.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda rows: rows.drop_columns("rare"), r"lacking: \['rare'\]"),
+        (lambda rows: rows.append_column("more", rows["rare"]), r"unknown: \['more'\]"),
+        (lambda rows: rows.append_column("rare", rows["rare"]), "twice: 1"),
+        (lambda rows: rows.set_column(0, "normal", rows["response"]), r"another type: \['normal'\]"),
+        (lambda rows: rows.set_column(4, "response", rows["normal"]), r"another type: \['response'\]"),
+    ],
+)
+def test_a_sample_that_does_not_fit_its_profile_is_refused_in_one_line(
+    change: Callable[[pa.Table], pa.Table], told: str, tmp_path: Path
+) -> None:
+    build(world()).save(tmp_path)
+    path = tmp_path / "sample.parquet"
+    pq.write_table(change(pq.read_table(path)), path)
+    with pytest.raises(InputError, match=told) as refused:
+        ReferenceProfile.load(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("value", [-np.finfo(float).max, np.finfo(float).max, 5e-324, -5e-324, 0.0])
+def test_the_most_extreme_constants_make_a_profile_that_comes_back(value: float, tmp_path: Path) -> None:
+    profile = build(pd.DataFrame({"x": [value] * 300}))
+    profile.save(tmp_path)
+    assert ReferenceProfile.load(tmp_path) == profile
+
+
+@pytest.mark.parametrize("rows", [1, 3, 255, 256, 257, 1000])
+def test_edges_are_quantiles_by_the_inverted_cdf(rows: int) -> None:
+    values = np.random.default_rng(rows).normal(size=rows)
+    expected = np.unique(np.quantile(values, np.arange(1, 256) / 256, method="inverted_cdf"))
+    assert np.isin(expected, NumericColumn.build(pd.Series(values)).edges).all()
 
 
 def test_no_rows_make_no_profile() -> None:

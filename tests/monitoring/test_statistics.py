@@ -78,6 +78,14 @@ def test_one_outlier_neither_hides_nor_fakes_a_wasserstein_distance(rows: int) -
         assert moved(reference, current + 1) == pytest.approx(1, abs=0.25)
 
 
+def test_the_wasserstein_distance_of_the_largest_floats_and_of_one_bin_is_a_number_or_none() -> None:
+    counts, moved, edges = np.array([300, 300]), np.array([0, 600]), np.array([-1.7e308])
+    distance = statistics.wasserstein(counts, moved, edges, -1.7e308, 1e308)
+    assert distance is not None
+    assert 0 < distance < 2
+    assert statistics.wasserstein(np.array([600]), np.array([600]), np.empty(0), 0.0, 1.0) is None
+
+
 def test_the_wasserstein_distance_of_ties_and_constants() -> None:
     rng = np.random.default_rng(4)
     tied = np.where(rng.random(5000) < 0.8, 0.0, rng.exponential(size=5000))
