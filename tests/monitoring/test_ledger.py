@@ -312,9 +312,7 @@ def test_of_windows_that_drift_at_once_a_cooldown_lets_one_through(tmp_path: Pat
 def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "decisions.db"
     path.write_bytes(b"no database at all, but long enough to be taken for one" * 50)
-    with pytest.raises(
-        InputError, match=r"decisions\.db' is damaged, or is none .*restore it .*, or move it away"
-    ):
+    with pytest.raises(InputError, match=r"decisions\.db' is damaged, or is none .*restore it .*, or move it away"):
         ask(Ledger(path), seen())
 
 
