@@ -57,10 +57,9 @@ class Ledger:
     ) -> Decision:
         """Return the answer to a question: a stored trigger, or what `decide` says to the history, which is stored.
 
-        A trigger is for good. A hold may be one of the moment (a cooldown, the budget), so it is decided anew whenever
-        it is asked for; as long as it is held for the same kind of reason, its row takes the newest one. History is
-        read and the answer written in one transaction: two processes never both decide. A question is (student,
-        window_digest, champion_digest, settings_digest, forced); `time` says which month's purchases count.
+        A trigger is for good. A hold may be one of the moment (a cooldown, the budget): it is decided anew whenever it
+        is asked for, and while the reason is of the same kind its row takes the newest. History is read and the answer
+        written in one transaction. `time` says which month's purchases count; the rest but `source` is the question.
         """
         question = {
             "student": student,
