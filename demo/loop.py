@@ -19,7 +19,7 @@ from demo import helpdesk
 
 WORKSPACE = "redistill-demo"
 KEPT, MARKER = "kept", "made_from.json"
-LEDGER = ("decisions.db", "decisions.db-wal", "decisions.db-shm")
+LEDGER = ("decisions.db", "decisions.db-journal")
 STATE = ("mlflow.db", "mlartifacts", "runs", "bentoml", "signals", "monitor", *LEDGER)  # what retrains change
 
 Retrain = Callable[[str, str], dict[str, Any]]  # (config, window) -> how it ended

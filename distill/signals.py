@@ -138,7 +138,7 @@ class SignalStore:
 
 @dataclass(frozen=True)
 class Obtained:
-    """What `obtain` found and bought; a row's tokens are those of its prompt and its answer."""
+    """What was found and bought for some prompts; a row's tokens are those of its prompt and its answer."""
 
     keys: Keys  # (N, 32) in the order of the prompts; all of them are in the store
     reused_rows: int
@@ -189,8 +189,15 @@ def obtain(
         raise Failure(
             f"the teacher answered {len(answered)} of {len(asked)} prompts; those are stored: start again for the rest"
         )
-    tokens, bought = store.tokens(keys), int(store.tokens(keys[asked]).sum())
-    return Obtained(keys, len(keys) - len(asked), len(asked), int(tokens.sum()) - bought, bought)
+    return counted(store, keys, keys[asked])
+
+
+def counted(store: SignalStore, keys: Keys, bought: Keys) -> Obtained:
+    """Return what the records of `keys` cost when those among `bought` were bought, each once, and the rest reused."""
+    first = np.unique(_strings(keys), return_index=True)[1]
+    paid = keys[first[np.isin(_strings(keys[first]), _strings(bought))]]
+    tokens, paid_tokens = int(store.tokens(keys).sum()), int(store.tokens(paid).sum())
+    return Obtained(keys, len(keys) - len(paid), len(paid), tokens - paid_tokens, paid_tokens)
 
 
 def _keys(keys: list[bytes]) -> Keys:

@@ -46,7 +46,7 @@ def monitor(
         reference=chosen.reference,
         settings=wiring.watching(chosen),
     )
-    if chosen.policy.notify and seen["drift"]["drifted"]:
+    if chosen.policy.notify and seen["drift"]["drifted"] and not seen["repeated"]:  # it looks again every hour
         seen["notified"] = _notify(chosen.policy.notify, chosen.student.name, seen)
     if not seen["trigger"]:
         get_run_logger().info("window %s: %s", seen["window"], seen["reason"])

@@ -14,6 +14,7 @@ class Decision(BaseModel):
 
     trigger: bool
     reason: str
+    repeated: bool = False  # the question was asked before, and this was its answer
 
 
 class Moment(BaseModel):

@@ -1,68 +1,39 @@
 """python -m monitoring.ledger FILE [--json]
 
 The policy's memory, WORKSPACE/decisions.db (SQLite): each decision with its reason, what a probe expected of a retrain
-beside what came true of it, and what the teacher was paid for.
+beside what came true of it, what the teacher was paid for, and what is set aside of the month's budget.
 It survives restarts, and of processes that ask at once one decides and the others are told. No prompt goes in.
 """
 
-import argparse
 import json
+import re
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from monitoring.errors import Failure, InputError
+from monitoring import ledger_file
 from monitoring.history import Decision, History, Observation, Probed
-from monitoring.probe import told
 
-VERSION = 2  # of the tables; 2 has probes
-BUSY_SECONDS = 60.0  # a decision takes milliseconds
-
-_TABLES = (
-    """CREATE TABLE IF NOT EXISTS decisions (
-        id INTEGER PRIMARY KEY,
-        time TEXT NOT NULL,
-        student TEXT NOT NULL,
-        source TEXT NOT NULL,
-        window TEXT NOT NULL,
-        window_digest TEXT NOT NULL,
-        champion TEXT NOT NULL,
-        champion_digest TEXT NOT NULL,
-        severity TEXT NOT NULL,
-        drifted_columns TEXT NOT NULL,
-        quality REAL,
-        quality_high REAL,
-        rows INTEGER NOT NULL,
-        log_rows INTEGER NOT NULL,
-        trigger INTEGER NOT NULL,
-        reason TEXT NOT NULL,
-        settings_digest TEXT NOT NULL,
-        forced INTEGER NOT NULL,
-        UNIQUE (student, window_digest, champion_digest, settings_digest, forced)
-    )""",
-    "CREATE TABLE IF NOT EXISTS purchases (retrain_id TEXT PRIMARY KEY, time TEXT NOT NULL, tokens INTEGER NOT NULL)",
-    """CREATE TABLE IF NOT EXISTS probes (
-        retrain_id TEXT PRIMARY KEY,
-        time TEXT NOT NULL,
-        student TEXT NOT NULL,
-        window TEXT NOT NULL,
-        pays INTEGER NOT NULL,
-        reason TEXT NOT NULL,
-        expected TEXT NOT NULL,
-        true TEXT
-    )""",
-)
 _COLUMNS = (
-    "time", "student", "source", "window", "window_digest", "champion", "champion_digest", "severity",
+    "time", "asked", "student", "source", "window", "window_digest", "champion", "champion_digest", "severity",
     "drifted_columns", "quality", "quality_high", "rows", "log_rows", "trigger", "reason", "settings_digest", "forced",
 )  # fmt: skip
 
-_STORED = """SELECT trigger, reason FROM decisions WHERE student = :student AND window_digest = :window_digest
-    AND champion_digest = :champion_digest AND settings_digest = :settings_digest AND forced = :forced"""
+_STORED = """SELECT id, trigger, reason FROM decisions WHERE student = :student AND window_digest = :window_digest
+    AND champion_digest = :champion_digest AND settings_digest = :settings_digest AND forced = :forced
+    ORDER BY id DESC LIMIT 1"""
+
+# A retrain counts with what it has bought; while it is under way, with no less than was set aside for it.
+_SPENT = """SELECT (
+        SELECT coalesce(sum(tokens), 0) FROM purchases WHERE substr(time, 1, 7) = :month AND retrain_id <> :but
+    ) + (
+        SELECT coalesce(sum(max(0, tokens - (
+            SELECT coalesce(sum(tokens), 0) FROM purchases WHERE purchases.retrain_id = reservations.retrain_id
+        ))), 0) FROM reservations WHERE substr(time, 1, 7) = :month AND retrain_id <> :but
+    )"""
 
 
 class Ledger:
@@ -84,10 +55,11 @@ class Ledger:
         source: Literal["monitor", "retrain"],
         forced: bool = False,
     ) -> Decision:
-        """Return the answer to a question: the stored one, or what `decide` says to the history, which is stored.
+        """Return the answer to a question: a stored trigger, or what `decide` says to the history, which is stored.
 
-        History is read and the answer written in one transaction: two processes never both decide. A question is
-        (student, window_digest, champion_digest, settings_digest, forced); `time` says which month's purchases count.
+        A trigger is for good. A hold may be one of the moment (a cooldown, the budget): it is decided anew whenever it
+        is asked for, and while the reason is of the same kind its row takes the newest. History is read and the answer
+        written in one transaction. `time` says which month's purchases count; the rest but `source` is the question.
         """
         question = {
             "student": student,
@@ -96,27 +68,47 @@ class Ledger:
             "settings_digest": settings_digest,
             "forced": int(forced),
         }
-        with self._writing() as database:
+        with ledger_file.writing(self.path) as database:
             stored = database.execute(_STORED, question).fetchone()
-            if stored is not None:
-                return Decision(trigger=bool(stored["trigger"]), reason=stored["reason"])
+            if stored is not None and stored["trigger"]:
+                return Decision(trigger=True, reason=stored["reason"], repeated=True)
             seen = decide(_history(database, student, time))
-            values = seen.model_dump() | question | {"source": source, "time": _text(seen.time)}
-            values["drifted_columns"] = json.dumps(seen.drifted_columns)
-            database.execute(
-                f"INSERT INTO decisions ({', '.join(_COLUMNS)}) "  # noqa: S608  (our own names)
-                f"VALUES ({', '.join(f':{name}' for name in _COLUMNS)})",
-                values,
-            )
-        return Decision(trigger=seen.trigger, reason=seen.reason)
+            repeated = stored is not None and not seen.trigger and _kind(seen.reason) == _kind(stored["reason"])
+            if repeated:
+                database.execute(
+                    "UPDATE decisions SET asked = ?, reason = ? WHERE id = ?",
+                    (_text(seen.time), seen.reason, stored["id"]),
+                )
+            else:
+                _insert(database, seen, question | {"source": source})
+        return Decision(trigger=seen.trigger, reason=seen.reason, repeated=repeated)
 
-    def record_purchase(self, retrain_id: str, time: datetime, tokens: int) -> None:
-        """Write down what a retrain has bought so far; the largest count stands, so it may be said twice."""
-        with self._writing() as database:
+    def reserve(self, retrain_id: str, time: datetime, tokens: int, budget: int) -> tuple[bool, int]:
+        """Set tokens aside for all that a retrain buys, if the month's budget has them (0: no limit).
+
+        Returns whether it had, and what the other retrains have bought or set aside; both are read and written in one
+        transaction: two retrains never spend the same tokens. Said anew, it replaces what was said of this retrain.
+        """
+        with ledger_file.writing(self.path) as database:
+            spent = _spent(database, time, but=retrain_id)
+            enough = not budget or spent + tokens <= budget
+            database.execute("DELETE FROM reservations WHERE retrain_id = ?", (retrain_id,))
+            if enough:
+                database.execute("INSERT INTO reservations VALUES (?, ?, ?)", (retrain_id, _text(time), tokens))
+        return enough, spent
+
+    def release(self, retrain_id: str) -> None:
+        """End what was set aside for a retrain: from now on it counts with what it has bought."""
+        with ledger_file.writing(self.path) as database:
+            database.execute("DELETE FROM reservations WHERE retrain_id = ?", (retrain_id,))
+
+    def record_purchase(self, retrain_id: str, stage: str, time: datetime, tokens: int) -> None:
+        """Write down what a stage of a retrain has bought; the largest count stands, so it may be said twice."""
+        with ledger_file.writing(self.path) as database:
             database.execute(
-                "INSERT INTO purchases (retrain_id, time, tokens) VALUES (?, ?, ?) "
-                "ON CONFLICT (retrain_id) DO UPDATE SET tokens = max(tokens, excluded.tokens)",
-                (retrain_id, _text(time), tokens),
+                "INSERT INTO purchases VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (retrain_id, stage) DO UPDATE SET tokens = max(tokens, excluded.tokens)",
+                (retrain_id, stage, _text(time), tokens),
             )
 
     def record_probe(self, probed: Probed) -> None:
@@ -127,7 +119,7 @@ class Ledger:
             "expected": json.dumps(probed.expected),
             "true": None if probed.true is None else json.dumps(probed.true),
         }
-        with self._writing() as database:
+        with ledger_file.writing(self.path) as database:
             database.execute(
                 "INSERT OR REPLACE INTO probes VALUES "
                 "(:retrain_id, :time, :student, :window, :pays, :reason, :expected, :true)",
@@ -136,73 +128,39 @@ class Ledger:
 
     def probes(self) -> list[Probed]:
         """Return all probes, the oldest first."""
-        with self._writing() as database:
+        with ledger_file.reading(self.path) as database:
             return [_probed(row) for row in database.execute("SELECT * FROM probes ORDER BY time")]
 
     def bought(self, time: datetime) -> int:
-        """Return the tokens bought in the month of `time`."""
-        with self._writing() as database:
-            return _bought(database, time)
+        """Return the tokens bought, or set aside for retrains under way, in the month of `time`."""
+        with ledger_file.reading(self.path) as database:
+            return _spent(database, time)
 
     def history(self, student: str, time: datetime) -> History:
-        """Return the student's decisions so far and the tokens bought in the month of `time`."""
-        with self._writing() as database:
+        """Return the student's decisions so far and the tokens bought or set aside in the month of `time`."""
+        with ledger_file.reading(self.path) as database:
             return _history(database, student, time)
 
     def decisions(self) -> list[dict[str, Any]]:
-        """Return all decisions, the oldest first; InputError when there is no file."""
-        if not self.path.is_file():
-            raise InputError(f"{str(self.path)!r}: there is no such ledger; a workspace has one as decisions.db")
-        with self._writing() as database:
+        """Return all decisions, the oldest first."""
+        with ledger_file.reading(self.path) as database:
             return [_record(row) for row in database.execute("SELECT * FROM decisions ORDER BY id")]
 
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """Hold the database alone: commits at the end, or leaves it as it was."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)) as database:
-                database.row_factory = sqlite3.Row
-                _write_ahead(database)
-                database.execute("BEGIN IMMEDIATE")
-                try:
-                    self._check_tables(database)
-                    yield database
-                    database.execute("COMMIT")
-                finally:
-                    if database.in_transaction:
-                        database.execute("ROLLBACK")
-        except (OSError, sqlite3.OperationalError) as error:
-            raise Failure(
-                f"decision ledger {str(self.path)!r} cannot be used ({error}): see to free space, permissions and "
-                "processes that hold it, then try again, which is safe"
-            ) from error
-        except sqlite3.DatabaseError as error:
-            raise InputError(
-                f"decision ledger {str(self.path)!r} is damaged ({error}): restore it from a backup, or move it "
-                "away with its -wal and -shm; then a new one is begun, and the policy has no memory before it"
-            ) from error
 
-    def _check_tables(self, database: sqlite3.Connection) -> None:
-        version = database.execute("PRAGMA user_version").fetchone()[0]
-        if version > VERSION:
-            raise InputError(
-                f"decision ledger {str(self.path)!r} is of version {version}, this redistill reads {VERSION}: "
-                "install the newer redistill that wrote it"
-            )
-        if version < VERSION:
-            for table in _TABLES:
-                database.execute(table)
-            database.execute(f"PRAGMA user_version = {VERSION}")
+def _insert(database: sqlite3.Connection, seen: Observation, asked: dict[str, Any]) -> None:
+    time = _text(seen.time)
+    values = seen.model_dump() | asked | {"time": time, "asked": time}
+    values["drifted_columns"] = json.dumps(seen.drifted_columns)
+    database.execute(
+        f"INSERT INTO decisions ({', '.join(_COLUMNS)}) "  # noqa: S608  (our own names)
+        f"VALUES ({', '.join(f':{name}' for name in _COLUMNS)})",
+        values,
+    )
 
 
-def _write_ahead(database: sqlite3.Connection) -> None:
-    """Switch to write-ahead logging; when another process is just doing it, its switch is for all."""
-    try:
-        database.execute("PRAGMA journal_mode = WAL")
-    except sqlite3.OperationalError as error:
-        if "locked" not in str(error):
-            raise
+def _kind(reason: str) -> str:
+    """Return a reason without its numbers, of which some change with the hour."""
+    return re.sub(r"[\d.,]+", "", reason)
 
 
 def _history(database: sqlite3.Connection, student: str, time: datetime) -> History:
@@ -211,13 +169,13 @@ def _history(database: sqlite3.Connection, student: str, time: datetime) -> Hist
         Observation.model_validate({name: value for name, value in _record(row).items() if name in _REMEMBERED})
         for row in rows
     )
-    return History(earlier=earlier, bought_tokens=_bought(database, time))
+    return History(earlier=earlier, bought_tokens=_spent(database, time))
 
 
-def _bought(database: sqlite3.Connection, time: datetime) -> int:
-    month = f"{time.astimezone(UTC):%Y-%m}"
-    found = database.execute("SELECT sum(tokens) FROM purchases WHERE substr(time, 1, 7) = ?", (month,)).fetchone()
-    return int(found[0] or 0)
+def _spent(database: sqlite3.Connection, time: datetime, *, but: str = "") -> int:
+    """Return the tokens bought or set aside in the month of `time`, those of one retrain left out."""
+    values = {"month": f"{time.astimezone(UTC):%Y-%m}", "but": but}
+    return int(database.execute(_SPENT, values).fetchone()[0])
 
 
 def _probed(row: sqlite3.Row) -> Probed:
@@ -239,61 +197,7 @@ def _text(time: datetime) -> str:
     return time.astimezone(UTC).isoformat(timespec="microseconds")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m monitoring.ledger", description="Prints the policy's decisions and probes."
-    )
-    parser.add_argument("file", metavar="FILE", type=Path, help="WORKSPACE/decisions.db")
-    parser.add_argument("--json", action="store_true", help="print them as one JSON object instead of tables")
-    given = parser.parse_args(arguments)
-    try:
-        ledger = Ledger(given.file)
-        found, probes = ledger.decisions(), ledger.probes()
-    except (InputError, Failure) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    if given.json:
-        told = {"decisions": found, "probes": [probed.model_dump(mode="json") for probed in probes]}
-        print(json.dumps(told, indent=1))
-    else:
-        _show(found, probes)
-    return 0
-
-
-def _show(found: list[dict[str, Any]], probes: list[Probed]) -> None:
-    decisions = [
-        (
-            each["time"][:19], each["student"], each["source"], each["window"], each["champion"], str(each["rows"]),
-            each["severity"], "trigger" if each["trigger"] else "hold", each["reason"],
-        )
-        for each in found
-    ]  # fmt: skip
-    _print(("time", "student", "by", "window", "champion", "rows", "severity", "decision", "reason"), decisions)
-    asked = [
-        (
-            _text(each.time)[:19], each.student, each.window, each.retrain_id, "retrain" if each.pays else "hold",
-            each.reason, told(each.expected), told(each.true) if each.true else "",
-        )
-        for each in probes
-    ]  # fmt: skip
-    if asked:
-        print()
-        _print(("time", "student", "window", "retrain", "probe says", "reason", "expected", "came true"), asked)
-
-
-def _print(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(show_edge=False, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for cells in rows:
-        table.add_row(*(escape(cell) for cell in cells))  # brackets in them are text, no markup
-    Console(width=None if Console().is_terminal else 150).print(table)
-
-
 if __name__ == "__main__":
+    from monitoring.ledger_command import main
+
     sys.exit(main())

@@ -200,7 +200,8 @@ def cooling_down(report: DriftReport, policy: PolicySettings, now: Moment, histo
 def budget_spent(policy: PolicySettings, now: Moment, history: History) -> Finding:
     """Hold when the month's teacher tokens are spent."""
     month = f" in {now.time.astimezone(UTC):%Y-%m}" if now.time else ""
-    told = f"{history.bought_tokens} teacher tokens were bought{month}, policy.budget_tokens is {policy.budget_tokens}"
+    spent = f"{history.bought_tokens} teacher tokens were bought or set aside{month}"
+    told = f"{spent}, policy.budget_tokens is {policy.budget_tokens}"
     return Finding(met=0 < policy.budget_tokens <= history.bought_tokens, reason=told)
 
 

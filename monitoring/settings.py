@@ -234,7 +234,7 @@ class PolicySettings(Section):
     age_days: float = Field(30.0, gt=0, description="a champion of this age asks for a retrain (age) [days]")
     cron: str = Field(
         "",
-        description="times (UTC) that ask for a retrain (cron), seen with the next new window [cron expression]",
+        description="times (UTC) that ask for a retrain (cron), seen at the next look [cron expression]",
     )
     amount_rows: int = Field(10000, ge=1, description="so many new rows ask for a retrain (amount) [rows]")
     cooldown_days: float = Field(0.0, ge=0, description="hold for so long after the last promotion or trigger [days]")

@@ -16,7 +16,7 @@ from monitoring import regression, traffic
 from monitoring.regression import Slice, Verdict
 from monitoring.settings import JudgingSettings
 from monitoring.traffic import Window
-from tasks import progress, teach
+from tasks import progress, purchases, teach
 from tasks.plan import WINDOW_FILE
 from tasks.run import Run, run_stage
 from tasks.teach import Teaching
@@ -38,7 +38,7 @@ def judge(run: Run, log: str, student: Path, settings: JudgingSettings, teaching
 
     def work(folder: Path) -> dict[str, Any]:
         slices, left_out = held_out_slices(run, log, settings, teaching)
-        targets, cost = with_targets(slices, student, teaching)
+        targets, cost = with_targets(slices, student, teaching, run.asked("judge"))
         models = {"challenger": student} | ({"champion": Path(champion.checkpoint)} if champion else {})
         scored = pd.concat([_scored(part, models, teaching) for part in targets if len(part)], ignore_index=True)
         scored.to_parquet(folder / "scores.parquet", index=False)
@@ -60,7 +60,7 @@ def judge(run: Run, log: str, student: Path, settings: JudgingSettings, teaching
         inputs={"challenger": str(student), "champion": champion.digest if champion else None},
         settings=settings,
     )
-    teach.record_purchases(run, teaching.ledger)
+    purchases.record(run, "judge", teaching.ledger)
     create_table_artifact(
         result["checks"] or [{"slice": name, **means} for name, means in result["exact_match"].items()],
         key="verdict",
@@ -93,7 +93,9 @@ def held_out_slices(
     return slices, left_out
 
 
-def with_targets(slices: list[HeldOut], student: Path, teaching: Teaching) -> tuple[list[pd.DataFrame], dict[str, int]]:
+def with_targets(
+    slices: list[HeldOut], student: Path, teaching: Teaching, asked: Path
+) -> tuple[list[pd.DataFrame], dict[str, int]]:
     """Return each slice's rows with `target` (its label, or the teacher's answer while there is none) and the cost."""
     rows = pd.concat([part.rows.assign(slice=part.name) for part in slices], ignore_index=True)
     unlabelled = rows["reference"].isna()
@@ -101,7 +103,7 @@ def with_targets(slices: list[HeldOut], student: Path, teaching: Teaching) -> tu
     cost = {"reused_tokens": 0, "bought_tokens": 0}
     if unlabelled.any():
         texts, obtained = teach.answers(
-            rows.loc[unlabelled, "prompt"].tolist(), student, teaching, "held-out rows without a label"
+            rows.loc[unlabelled, "prompt"].tolist(), student, teaching, asked, "held-out rows without a label"
         )
         rows.loc[unlabelled, "target"] = texts
         cost = {"reused_tokens": obtained.reused_tokens, "bought_tokens": obtained.bought_tokens}

@@ -23,7 +23,7 @@ from monitoring.probe import Agreement, Sampled, told
 from monitoring.probe import probe as judged
 from monitoring.profile import ReferenceProfile
 from monitoring.settings import JudgingSettings, ProbeSettings
-from tasks import teach
+from tasks import purchases, teach
 from tasks.judge import held_out_slices
 from tasks.plan import WINDOW_FILE
 from tasks.profile import agreement_rows, profiled_rows
@@ -56,14 +56,13 @@ def probe(run: Run, log: str, start: Path, settings: Probing, teaching: Teaching
 
     def work(folder: Path) -> dict[str, Any]:
         rows, share = sample(run, settings.probe.rows)
-        compared, obtained = teach.compared(rows, start, teaching, "a sample of the window")
+        compared, obtained = teach.compared(rows, start, teaching, run.asked("probe"), "a sample of the window")
         compared.drop(columns="prompt").to_parquet(folder / ROWS_FILE, index=False)
         before = ReferenceProfile.load(profile_folder(run.folder.parent, champion)).agreement
         found = judged(_sampled(compared, share), before, settings.probe, force=run.request.force)
         gain = found.expected_gain
         tokens, seconds = _cost(run, champion, log, start, obtained, settings, teaching)
-        over = _over_budget(tokens + obtained.bought_tokens, settings.budget_tokens, teaching)
-        held = over if found.pays and not run.request.force else ""
+        held = _over_budget(run, tokens + obtained.bought_tokens, settings, teaching.ledger) if found.pays else ""
         return {
             **found.model_dump(),
             "pays": found.pays and not held,
@@ -80,7 +79,9 @@ def probe(run: Run, log: str, start: Path, settings: Probing, teaching: Teaching
         inputs={"window": run.request.window_digest, "teacher": run.request.teacher, "champion": champion.digest},
         settings={**settings.probe.model_dump(), "budget_tokens": settings.budget_tokens},
     )
-    teach.record_purchases(run, teaching.ledger)
+    purchases.record(run, "probe", teaching.ledger)
+    if not result["pays"]:
+        Ledger(teaching.ledger).release(run.request.retrain_id)
     _remember(run, teaching.ledger, result, None)
     get_run_logger().info("probe: %s; expected of the retrain: %s", result["reason"], told(result["expected"]))
     return result
@@ -88,7 +89,11 @@ def probe(run: Run, log: str, start: Path, settings: Probing, teaching: Teaching
 
 @task(name="settle", cache_policy=NO_CACHE)
 def settle(run: Run, ledger: Path) -> dict[str, float | None] | None:
-    """Compare what the probe expected with what came true; None where nothing was expected or nothing trained."""
+    """Compare what the probe expected with what came true; None where nothing was expected or nothing trained.
+
+    The retrain is over: what was set aside for it and not spent is free again.
+    """
+    Ledger(ledger).release(run.request.retrain_id)
     found = run.manifests()
     if "probe" not in found or "judge" not in found:
         return None
@@ -158,15 +163,15 @@ def _training_seconds(runs: Path, champion: Champion, rows: int, teaching: Teach
     return float(max(0.0, whole - seconds) + seconds / max(1, len(ends) - 1) * steps)
 
 
-def _over_budget(tokens: int, budget: int, teaching: Teaching) -> str:
-    """Say that the month's budget does not suffice; empty where it does."""
-    now = datetime.now(UTC)
-    bought = Ledger(teaching.ledger).bought(now)
-    if not budget or bought + tokens <= budget:
+def _over_budget(run: Run, tokens: int, settings: Probing, ledger: Path) -> str:
+    """Say that the month's budget does not suffice; empty where it does, or is not asked: the tokens are set aside."""
+    now, budget = datetime.now(UTC), 0 if run.request.force else settings.budget_tokens
+    enough, spent = Ledger(ledger).reserve(run.request.retrain_id, now, tokens, budget)
+    if enough:
         return ""
     return (
-        f"the retrain would buy about {tokens:,} teacher tokens, {bought:,} were bought in {now:%Y-%m}, "
-        f"policy.budget_tokens is {budget:,}"
+        f"the retrain would buy about {tokens:,} teacher tokens, {spent:,} were bought or set aside by others in "
+        f"{now:%Y-%m}, policy.budget_tokens is {budget:,}"
     )
 
 

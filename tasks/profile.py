@@ -15,7 +15,7 @@ from monitoring.probe import Agreement
 from monitoring.profile import ReferenceProfile
 from monitoring.settings import ProbeSettings, TrafficSettings
 from monitoring.text import load_tokenizer
-from tasks import teach
+from tasks import purchases, teach
 from tasks.plan import rows_of
 from tasks.run import Run, run_stage
 from tasks.teach import Teaching
@@ -31,7 +31,7 @@ def profile(
     def work(folder: Path) -> dict[str, Any]:
         chosen = profiled_rows(run, log, settings.traffic)
         rows = answered(chosen, student, settings, "profile: new champion's answers", None)
-        agreement, cost = _agreement(agreement_rows(rows, probing), student, teaching)
+        agreement, cost = _agreement(agreement_rows(rows, probing), student, teaching, run.asked("profile"))
         built = ReferenceProfile.build(
             features(rows, settings.features, load_tokenizer(student)),
             window=run.request.profile_window,
@@ -57,7 +57,7 @@ def profile(
             "probe": probing.model_dump(),
         },
     )
-    teach.record_purchases(run, teaching.ledger)
+    purchases.record(run, "profile", teaching.ledger)
     return result
 
 
@@ -73,10 +73,12 @@ def agreement_rows(rows: pd.DataFrame, probing: ProbeSettings) -> pd.DataFrame:
     return rows.iloc[draw(len(rows), min(len(rows), probing.reference_rows), seed=0)]
 
 
-def _agreement(rows: pd.DataFrame, student: Path, teaching: Teaching) -> tuple[Agreement | None, dict[str, int]]:
+def _agreement(
+    rows: pd.DataFrame, student: Path, teaching: Teaching, asked: Path
+) -> tuple[Agreement | None, dict[str, int]]:
     """Return on how many rows the student answers as the teacher does, None without rows, and what asking cost."""
     if rows.empty:
         return None, {"reused_tokens": 0, "bought_tokens": 0}
-    compared, obtained = teach.compared(rows, student, teaching, "a sample of the profile's rows")
+    compared, obtained = teach.compared(rows, student, teaching, asked, "a sample of the profile's rows")
     cost = {"reused_tokens": obtained.reused_tokens, "bought_tokens": obtained.bought_tokens}
     return Agreement(agreed=int(compared["agree"].sum()), rows=len(rows)), cost

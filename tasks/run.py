@@ -2,6 +2,7 @@
 
 runs/<retrain_id>/request.json          what was asked, with its base champion, frozen
 runs/<retrain_id>/<stage>.partial/      a stage at work; never taken for a finished one
+runs/<retrain_id>/<stage>.asked.npy     keys of the signals that were lacking when the stage asked the teacher
 runs/<retrain_id>/<stage>/manifest.json inputs, settings, code revision, start, end, cost, result
 runs/<retrain_id>/result.json           the end
 """
@@ -77,6 +78,10 @@ class Run:
     def stage(self, name: str) -> Path:
         """Return the folder of a finished stage."""
         return self.folder / name
+
+    def asked(self, name: str) -> Path:
+        """Return the file of what a stage asks the teacher; it outlives a stage that was killed."""
+        return self.folder / f"{name}.asked.npy"
 
     def manifests(self) -> dict[str, dict[str, Any]]:
         """Return the manifests of the finished stages by name, in the order in which they ended."""

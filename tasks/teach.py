@@ -1,7 +1,6 @@
 """Asking the teacher: signals for the rows to learn from, and answers to held-out rows without a label."""
 
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,20 +13,16 @@ from prefect.logging import get_run_logger
 from distill import mixture
 from distill.errors import InputError
 from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
-from distill.signals import Obtained, SignalStore, obtain
+from distill.signals import Obtained, SignalStore
 from monitoring import traffic
-from monitoring.ledger import Ledger
 from monitoring.settings import TrafficSettings
 from monitoring.traffic import Window
-from tasks import progress
+from tasks import progress, purchases
 from tasks.plan import WINDOW_FILE
 from tasks.run import Run, run_stage
 
 if TYPE_CHECKING:
     from distill.teachers.local import LocalTeacher
-
-
-PAYING = ("probe", "signals", "judge", "profile")  # stages that ask the teacher
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,9 @@ def teach(run: Run, log: str, start: Path, settings: Teaching) -> dict[str, Any]
     def work(folder: Path) -> dict[str, Any]:
         window, replay = learned_rows(run, log, settings)
         rows = pd.concat([window, replay], ignore_index=True)
-        prompts, truncated, obtained = ask(rows["prompt"].tolist(), start, settings, "teacher: signals")
+        prompts, truncated, obtained = ask(
+            rows["prompt"].tolist(), start, settings, run.asked("signals"), "teacher: signals"
+        )
         mixture.save(folder / "mixture.safetensors", prompts, obtained.keys)
         rows[["request_id", "timestamp"]].assign(replay=np.arange(len(rows)) >= len(window)).to_parquet(
             folder / "rows.parquet", index=False
@@ -69,19 +66,11 @@ def teach(run: Run, log: str, start: Path, settings: Teaching) -> dict[str, Any]
         inputs={"window": run.request.window_digest, "teacher": run.request.teacher},
         settings={**settings.teacher.model_dump(), "replay_share": settings.training.replay_share},
     )
-    record_purchases(run, settings.ledger)
+    purchases.record(run, "signals", settings.ledger)
     get_run_logger().info(
         "teacher signals: %d tokens bought, %d reused", result["bought_tokens"], result["reused_tokens"]
     )
     return result
-
-
-def record_purchases(run: Run, ledger: Path) -> None:
-    """Write into the ledger what the retrain has bought from the teacher so far, for the month's budget."""
-    stages = [manifest for name, manifest in run.manifests().items() if name in PAYING]
-    first = datetime.fromisoformat(stages[0]["end"])
-    tokens = sum(stage["result"]["bought_tokens"] for stage in stages)
-    Ledger(ledger).record_purchase(run.request.retrain_id, first, tokens)
 
 
 def learned_rows(run: Run, log: str, settings: Teaching) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -102,9 +91,12 @@ def learned_rows(run: Run, log: str, settings: Teaching) -> tuple[pd.DataFrame, 
 
 
 def ask(
-    prompts: list[str], start: Path, settings: Teaching, what: str
+    prompts: list[str], start: Path, settings: Teaching, asked: Path, what: str
 ) -> tuple[list[np.ndarray[Any, Any]], int, Obtained]:
-    """Return (token ids of the prompts, how many were cut, the teacher's signals for them), bought where not stored."""
+    """Return (token ids of the prompts, how many were cut, the teacher's signals for them), bought where not stored.
+
+    asked: the file that keeps what a stage bought although it is killed (Run.asked).
+    """
     from distill.prompts import encode, load_tokenizer
 
     tokenizer = load_tokenizer(start)
@@ -112,7 +104,7 @@ def ask(
     teacher.check(tokenizer, settings.teacher.top_k)
     encoded = encode(tokenizer, prompts, settings.student.max_prompt_tokens)
     with progress.bar(what, "prompts") as shown:
-        obtained = obtain(SignalStore(Path(settings.signals)), teacher, encoded.ids, progress=shown)
+        obtained = purchases.buy(SignalStore(Path(settings.signals)), teacher, encoded.ids, asked, shown)
     return encoded.ids, encoded.truncated, obtained
 
 
@@ -129,19 +121,21 @@ def local_teacher(settings: Teaching) -> "LocalTeacher":
     )
 
 
-def answers(prompts: list[str], start: Path, settings: Teaching, what: str) -> tuple[list[str], Obtained]:
+def answers(prompts: list[str], start: Path, settings: Teaching, asked: Path, what: str) -> tuple[list[str], Obtained]:
     """Return the teacher's answers as text, with what they cost; `what` names the rows to people."""
     from distill.prompts import load_tokenizer
 
-    _, _, obtained = ask(prompts, start, settings, f"teacher: {what}")
+    _, _, obtained = ask(prompts, start, settings, asked, f"teacher: {what}")
     store, tokenizer = SignalStore(Path(settings.signals)), load_tokenizer(start)
     ids = [store.get(key.tobytes()).answer for key in obtained.keys]
     return [tokenizer.decode(answer, skip_special_tokens=True) for answer in ids], obtained
 
 
-def compared(rows: pd.DataFrame, start: Path, settings: Teaching, what: str) -> tuple[pd.DataFrame, Obtained]:
+def compared(
+    rows: pd.DataFrame, start: Path, settings: Teaching, asked: Path, what: str
+) -> tuple[pd.DataFrame, Obtained]:
     """Return the rows with `teacher_response` and whether `response` says the same (`agree`), and what it cost."""
-    texts, obtained = answers(rows["prompt"].tolist(), start, settings, what)
+    texts, obtained = answers(rows["prompt"].tolist(), start, settings, asked, what)
     same = np.char.strip(rows["response"].to_numpy(str)) == np.char.strip(np.asarray(texts, str))
     return rows.assign(teacher_response=texts, agree=same), obtained
 

@@ -193,7 +193,7 @@ def decide(
     source: Literal["monitor", "retrain"],
     force: bool = False,
 ) -> Decision:
-    """Return the policy's decision from the ledger, where it is made once; the same question gets the same answer."""
+    """Return the policy's decision from the ledger: a trigger is for good, a hold is decided anew."""
 
     def made(history: History) -> Observation:
         return policy.observe(

@@ -1,6 +1,7 @@
 """The loop end to end on a small workspace: what comes out, where it lies, and that a request is answered once."""
 
 import json
+import logging
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ def test_without_a_champion_the_first_is_made_from_the_reference_window(with_cha
         manifest = json.loads((run / stage / "manifest.json").read_text())
         assert {"inputs", "settings", "code_revision", "start", "end", "seconds", "peak_memory_mb"} <= set(manifest)
     assert not list(run.glob("*.partial"))
+    asked = {path.name.removesuffix(".asked.npy") for path in run.glob("*.asked.npy")}
+    assert asked == {"signals", "judge", "profile"}, "each stage that asks the teacher keeps what it lacked"
 
 
 def test_no_held_out_row_is_learned(with_champion: Any) -> None:
@@ -111,8 +114,10 @@ def test_a_run_killed_after_its_promotion_is_completed_and_trains_no_second_time
     assert probed["expected"]["seconds"] > 0
     (fresh,) = [check for check in forced["verdict"]["checks"] if check["kind"] == "fresh"]
     assert true["gain"] == fresh["difference"]
+    assert (workspace.folder / "runs" / forced["retrain_id"] / "probe.asked.npy").is_file()
     again = retrain(str(workspace.config), LATER, force=True, again=True)
-    assert again["probe"]["expected"]["tokens"] == 0
+    unpaid = 0 if forced["outcome"] == "promoted" else probed["expected"]["tokens"] - true["tokens"]
+    assert again["probe"]["expected"]["tokens"] == pytest.approx(unpaid, rel=0.05), "at most the profile's rows"
     assert again["retrain_id"] == f"{forced['retrain_id']}-2"
     assert again["signals"]["bought_tokens"] == 0
     assert again["signals"]["reused_tokens"] > 0
@@ -165,6 +170,36 @@ def monitor_with_block(monitor: Any, config: str, window: str, url: str) -> dict
             Block.delete("custom-webhook/redistill-test")
 
     return both()
+
+
+def test_a_block_that_is_not_there_is_logged_and_holds_nothing_up() -> None:
+    from flows.monitor import _notify
+
+    said: list[str] = []
+
+    class Keeper(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    seen = {
+        "drift": {"severity": "warning", "drifted_columns": ["x"]},
+        "trigger": True,
+        "window": "2025-04-20..2025-04-24",
+        "champion": "1",
+        "report": "report.html",
+    }
+
+    @flow
+    def tells() -> bool:
+        return _notify("custom-webhook/nobody", "helpdesk", seen)
+
+    logger, keeper = logging.getLogger("prefect.flow_runs"), Keeper()
+    logger.addHandler(keeper)
+    try:
+        assert tells() is False
+    finally:
+        logger.removeHandler(keeper)
+    assert any(text.startswith("policy.notify = 'custom-webhook/nobody' was not told: ") for text in said)
 
 
 def test_the_monitor_says_quiet_and_starts_nothing(with_champion: Any) -> None:
@@ -257,7 +292,10 @@ def test_without_an_api_the_monitor_calls_the_retrain_itself_and_once(make_works
     results = [json.loads(path.read_text()) for path in workspace.folder.glob("runs/*/result.json")]
     bought = [result["signals"]["bought_tokens"] for result in results]
     assert ledger.history("helpdesk", datetime.now(UTC)).bought_tokens == sum(bought) > 0
-    again = monitor(str(workspace.config), window)
-    assert again["notified"] is False, "a block that is not there is logged and holds nothing up"
+    with webhook(told) as url:
+        again = monitor_with_block(monitor, str(workspace.config), window, url)
+    assert again["repeated"]
+    assert "notified" not in again
+    assert len(told) == 1, "a decision that is only repeated is told to nobody"
     assert again["retrain"]["retrain_id"] == seen["retrain"]["retrain_id"]
     assert len(list((workspace.folder / "runs").iterdir())) == 2

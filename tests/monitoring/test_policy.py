@@ -249,7 +249,10 @@ def test_any_all_or_at_least_n_triggers_are_asked_for(need: str | int, expected:
 def test_a_spent_budget_holds_and_zero_is_no_limit() -> None:
     settings, spent = PolicySettings(budget_tokens=1000), History(bought_tokens=1000)
     decision = decide(report(DRIFTED), SETTINGS, settings, at(0), spent)
-    assert decision.reason == f"1000 teacher tokens were bought in 2026-03, policy.budget_tokens is 1000 ({WHY})"
+    assert (
+        decision.reason
+        == f"1000 teacher tokens were bought or set aside in 2026-03, policy.budget_tokens is 1000 ({WHY})"
+    )
     assert not decision.trigger
     assert decide(report(DRIFTED), SETTINGS, settings, at(0), History(bought_tokens=999)).trigger
     assert decide(report(DRIFTED), SETTINGS, PolicySettings(), at(0), spent).trigger

@@ -1,0 +1,56 @@
+"""What a retrain buys from the teacher: counted although it was killed in between, and written into the ledger."""
+
+import os
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.signals import Keys, Obtained, SignalStore, counted, lacking, obtain
+from monitoring.ledger import Ledger
+from tasks.run import Run, read_json
+
+if TYPE_CHECKING:
+    from distill.teachers.protocol import Teacher
+
+
+def buy(
+    store: SignalStore,
+    teacher: "Teacher",
+    prompts: Sequence[NDArray[np.int32]],
+    asked: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> Obtained:
+    """Return the signals of the prompts, bought where the store lacks them.
+
+    What was lacking is written to the file `asked` first. A stage that was killed and asks again finds there what it
+    has bought before, which counts as bought and not as reused.
+    """
+    keys, at = lacking(store, teacher, prompts)
+    lacked = keys[at]
+    if asked.is_file():
+        lacked = np.unique(np.concatenate([np.load(asked), lacked]), axis=0)
+    _keep(asked, lacked)
+    obtain(store, teacher, prompts, progress=progress)
+    return counted(store, keys, lacked)
+
+
+def record(run: Run, stage: str, ledger: Path) -> None:
+    """Write into the ledger what a finished stage has bought, for the budget of the month in which it ended."""
+    manifest = read_json(run.stage(stage) / "manifest.json")
+    Ledger(ledger).record_purchase(
+        run.request.retrain_id, stage, datetime.fromisoformat(manifest["end"]), manifest["result"]["bought_tokens"]
+    )
+
+
+def _keep(path: Path, keys: Keys) -> None:
+    """Write keys so that a reader sees the old file or the new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("wb") as file:
+        np.lib.format.write_array(file, keys, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
