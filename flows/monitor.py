@@ -62,12 +62,9 @@ def _notify(block: str, student: str, seen: Mapping[str, Any]) -> bool:
     """Tell the people behind a notification block; what hinders it is logged, and does not hold up the retrain."""
     from prefect.blocks.abstract import NotificationBlock
 
-    from monitoring.drift import DriftReport
-
-    drift = DriftReport.model_validate(seen["drift"])
-    severity, columns = drift.severity, ", ".join(drift.drifted_parts)
+    severity, parts = seen["drift"]["severity"], ", ".join(seen["drift"]["drifted_parts"])
     decided = "a retrain is started" if seen["trigger"] else f"held: {seen['reason']}"
-    body = f"window {seen['window']} against champion {seen['champion']}: {columns}; {decided}. {seen['report']}"
+    body = f"window {seen['window']} against champion {seen['champion']}: {parts}; {decided}. {seen['report']}"
     try:
         told = Block.load(block)
         if not isinstance(told, NotificationBlock):

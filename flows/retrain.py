@@ -50,7 +50,7 @@ def retrain(
     drift event.
     """
     from flows import wiring
-    from tasks import plan, probe
+    from tasks import plan, probe, watch
 
     chosen = settings.load(config, overrides)
     places = wiring.Places(chosen)
@@ -76,6 +76,9 @@ def retrain(
         f", reported by {reported_by}" if reported_by else "",
     )
     with run.locked(lambda: logger.info("retrain %s is at work in another process: waiting", run.request.retrain_id)):
+        if watch.triggered_since(run, places.ledger):
+            logger.info("retrain %s was held by the policy before, which asks for it now", run.request.retrain_id)
+            run.reopen("watch")
         if (done := run.result()) is not None:
             logger.info("retrain %s has been answered before: %s", run.request.retrain_id, done["outcome"])
             return _still_so(done, registry)

@@ -83,6 +83,19 @@ class Ledger:
                 _insert(database, seen, question | {"source": source})
         return Decision(trigger=seen.trigger, reason=seen.reason, repeated=repeated)
 
+    def triggered(self, student: str, window_digest: str, champion_digest: str) -> bool:
+        """Return whether a window has been decided to be worth a retrain, whoever asked."""
+        if not self.path.is_file():
+            return False
+        known = {"student": student, "window_digest": window_digest, "champion_digest": champion_digest}
+        with ledger_file.reading(self.path) as database:
+            found = database.execute(
+                "SELECT 1 FROM decisions WHERE student = :student AND window_digest = :window_digest "
+                "AND champion_digest = :champion_digest AND trigger = 1 AND forced = 0",
+                known,
+            ).fetchone()
+        return found is not None
+
     def reserve(self, retrain_id: str, time: datetime, tokens: int, budget: int) -> tuple[bool, int]:
         """Set tokens aside for all that a retrain buys, if the month's budget has them (0: no limit).
 

@@ -83,6 +83,11 @@ class Run:
         """Return the file of what a stage asks the teacher; it outlives a stage that was killed."""
         return self.folder / f"{name}.asked.npy"
 
+    def reopen(self, stage: str) -> None:
+        """Take back the end of the retrain and of its last stage, which is done again."""
+        shutil.rmtree(self.stage(stage), ignore_errors=True)
+        (self.folder / "result.json").unlink(missing_ok=True)
+
     def manifests(self) -> dict[str, dict[str, Any]]:
         """Return the manifests of the finished stages by name, in the order in which they ended."""
         found = {path.parent.name: read_json(path) for path in self.folder.glob("*/manifest.json")}

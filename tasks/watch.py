@@ -212,6 +212,17 @@ def decide(
     )
 
 
+def triggered_since(run: Run, ledger: Path) -> bool:
+    """Return whether the policy, which held this retrain when it was asked, has asked for it since.
+
+    A hold may be one of the moment; the monitor, which looks again, must not be answered with an old one.
+    """
+    done, champion = run.result(), run.request.champion
+    if champion is None or done is None or done["outcome"] != "held" or list(done["seconds"]) != ["watch"]:
+        return False
+    return Ledger(ledger).triggered(run.request.student, run.request.window_digest, champion.digest)
+
+
 def _end_of(stage: Path) -> datetime | None:
     """Return when a stage ended; None where its folder is not (a retrain of another workspace, or killed in it)."""
     manifest = stage / "manifest.json"

@@ -123,6 +123,31 @@ def test_a_run_killed_after_its_promotion_is_completed_and_trains_no_second_time
     assert again["signals"]["reused_tokens"] > 0
 
 
+def test_a_retrain_that_the_policy_held_goes_on_once_the_monitor_asks_for_it(make_workspace: Any) -> None:
+    from monitoring.history import Observation
+    from monitoring.ledger import Ledger
+
+    workspace = make_workspace()
+    retrain(str(workspace.config))
+    held = retrain(str(workspace.config), LATER)
+    assert (held["outcome"], list(held["seconds"])) == ("held", ["watch"])
+    assert retrain(str(workspace.config), LATER) == held
+    ledger = Ledger(workspace.folder / "decisions.db")
+    (decision,) = ledger.decisions()
+    seen = {name: decision[name] for name in Observation.model_fields} | {
+        "trigger": True,
+        "reason": "its time has come",
+    }
+    question = {name: decision[name] for name in ("student", "window_digest", "champion_digest", "settings_digest")}
+    ledger.answer(
+        lambda _: Observation.model_validate(seen), **question, time=datetime.now(UTC), source="monitor", forced=False
+    )
+    ended = retrain(str(workspace.config), LATER)
+    assert ended["retrain_id"] == held["retrain_id"]
+    assert list(ended["seconds"])[:4] == ["watch", "probe", "signals", "train"]
+    assert ended["challenger"] == "2"
+
+
 def test_the_command_ends_with_a_table_and_one_json_object(with_champion: Any) -> None:
     workspace, _ = with_champion
     done = subprocess.run(
@@ -182,7 +207,7 @@ def test_a_block_that_is_not_there_is_logged_and_holds_nothing_up() -> None:
             said.append(record.getMessage())
 
     seen = {
-        "drift": {"severity": "warning", "drifted_columns": ["x"]},
+        "drift": {"severity": "warning", "drifted_parts": ["x"]},
         "trigger": True,
         "window": "2025-04-20..2025-04-24",
         "champion": "1",
