@@ -6,7 +6,7 @@ What agreement has lost since the promotion is what a retrain can win back. One 
 of the other rows, for a drift is seldom confined to where it shows. The retrain is held only when the loss on the slice
 and that on the whole window are both surely below `probe.margin`, the upper ends of their 90 % intervals: a loss of the
 margin itself is held in about 5 % of the probes at most. Where nothing was lost, 64 and 64 rows hold 32 % of the probes
-at an agreement of 0.6, 58 % at 0.9 and 93 % at 0.98; more rows hold more.
+at an agreement of 0.6, 56 % at 0.9 and 94 % at 0.98 (benchmarks.probe); more rows hold more.
 
 Agreement is the exact match of both answers without surrounding blanks; where the two agree too seldom for a loss to
 show, nothing is held. A slice that is harder by nature looks like a loss, which errs towards retraining; the window's

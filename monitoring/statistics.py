@@ -12,7 +12,7 @@ nearer to 1/(n + B/4) + 1/(m + B/4), by simulation at n and m from 70 to 10,000.
 What is expected in a cell is read from the larger side or from both together, whichever is more. The larger alone
 would lose values that it never had; both together would merge the very cells that a small window happens to lack, and
 a test on those alarms too rarely (2.9 % instead of 5 % at 70 values). The smaller side would choose its rare cells by
-its own noise (8 % instead of 5 % for 1,000 rows of fifty categories of Zipf's law against 10,000).
+its own noise (9 % instead of 5 % for 1,000 rows of fifty categories of Zipf's law against 10,000).
 """
 
 import math

@@ -205,7 +205,7 @@ def _latest(request: Request, runs: Path, *, again: bool) -> tuple[Run | None, s
         retrain_id = first if number == 1 else f"{first}-{number}"
         if not (runs / retrain_id / "request.json").is_file():
             break
-        latest = _open(runs / retrain_id)
+        latest = open_run(runs / retrain_id)
     if latest is not None and again and (latest.result() or latest.request.champion != request.champion):
         latest = None
     return latest, retrain_id
@@ -227,12 +227,13 @@ def _identity(request: Request) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _open(folder: Path) -> Run:
+def open_run(folder: Path) -> Run:
+    """Return the run of a folder that has a request."""
     return Run(folder, Request.model_validate(read_json(folder / "request.json")))
 
 
 def _unfinished(folder: Path) -> Run | None:
     if not (folder / "request.json").is_file():
         return None
-    run = _open(folder)
+    run = open_run(folder)
     return None if run.result() else run

@@ -1,9 +1,10 @@
-"""The benchmark of drift: contenders of other environments, and those that are not there."""
+"""The benchmarks: contenders of other environments, those that are not there, and what a probe holds."""
 
 import subprocess
 import sys
 
-from benchmarks import contenders, drift
+from benchmarks import contenders, drift, probe
+from monitoring.settings import ProbeSettings
 
 
 def test_a_contender_is_measured_by_another_interpreter_from_its_file_alone() -> None:
@@ -19,3 +20,9 @@ def test_a_contender_that_is_not_installed_has_a_row_that_says_so() -> None:
     assert "| ours | 0.500 (1.0) | 2.000 (1.0) |" in lines
     assert "| NannyML | not installed | not installed |" in lines
     assert any("nannyml not installed" in line for line in lines[:3])
+
+
+def test_the_probe_holds_more_where_less_was_lost_and_hardly_at_the_margin() -> None:
+    shares = [probe.held(0.9, 0.9 - lost, 300, 0, ProbeSettings()) for lost in (0.0, 0.05, 0.1)]
+    assert shares[0] > 0.4 > shares[1] > shares[2]
+    assert shares[2] <= 0.08
