@@ -81,7 +81,8 @@ def test_a_drift_that_costs_no_agreement_is_held_by_the_probe(demo_folder: Path)
     fax = np.arange(len(rows)) % 2 == 0
     rows["meta_channel"] = rows["meta_channel"].mask(fax, "fax")
     traffic.append(str(demo_folder / loop.WORKSPACE / "traffic"), rows)
-    done = command(demo_folder, "retrain", "--window", "2024-06-01..2024-06-12", "--json")
+    # With 64 rows one probe in ten would not be sure enough.
+    done = command(demo_folder, "retrain", "--window", "2024-06-01..2024-06-12", "--probe.rows", "200", "--json")
     assert done.returncode == 0, done.stderr
     held = json.loads(done.stdout.splitlines()[-1])
     assert held["drift"]["drifted_columns"][0] == "meta_channel"
