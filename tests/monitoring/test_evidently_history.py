@@ -1,7 +1,6 @@
 """The workspace: Evidently reads back, and its server shows, what the reports said about each window."""
 
 import contextlib
-import multiprocessing
 import os
 import socket
 import subprocess
@@ -148,24 +147,49 @@ def test_another_window_and_another_champion_are_runs_of_their_own_and_another_s
     assert len(stored(tmp_path, "router")) == 1
 
 
+# One process: adds a report again and again, beginning when it is told to; Evidently is imported by then.
+LOOKS = """
+import sys
+from pathlib import Path
+from monitoring.drift import DriftReport
+from monitoring.evidently_history import add_to_history
+
+folder = Path(sys.argv[1])
+report = DriftReport.model_validate_json((folder / "report.json").read_text())
+
+def add(workspace):
+    add_to_history(workspace, "helpdesk", report, champion="3", page=folder / "report.html")
+
+add(folder / f"warm{sys.argv[2]}")
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(20):
+    add(folder / "evidently")
+"""
+
+
 def test_processes_that_look_at_once_leave_one_whole_run(tmp_path: Path) -> None:
-    add(tmp_path / "warm", report_on(WINDOWS[0]))  # Evidently is imported: all begin at the same moment
-    fork = multiprocessing.get_context("fork")
-    ready = fork.Barrier(4)
-
-    def look() -> None:
-        ready.wait(30)
-        for _ in range(20):
-            add(tmp_path / "evidently", report_on(WINDOWS[0]))
-
-    processes = [fork.Process(target=look) for _ in range(4)]
+    (tmp_path / "report.json").write_text(report_on(WINDOWS[0]).model_dump_json())
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOOKS, str(tmp_path), str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    assert [process.stdout.readline() for process in processes if process.stdout] == ["ready\n"] * 3
     for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0] * 4
+        assert process.stdin is not None
+        process.stdin.write("now\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 3, said
     assert len(stored(tmp_path / "evidently")) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["evidently", "warm"]  # nothing half-made is left
+    # Nothing half-made is left.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evidently", "report.json", "warm0", "warm1", "warm2"]
 
 
 def test_a_window_with_no_rows_is_a_run_without_psi(tmp_path: Path) -> None:
