@@ -1,63 +1,203 @@
-"""What the student minimises: forward KL to the teacher's top-k, and cross entropy, summed over tokens.
+"""Fused projection and divergence: from hidden states to the loss and its gradients in one pass, in tiles of rows.
 
-Shapes: A answer tokens, P prompt tokens, N either of them, k kept tokens, V vocabulary, D width.
+The student's logits exist for one tile at a time, in one buffer that the gradient then overwrites. While a tile is
+there its part of the gradients is formed, so the backward pass has only to hand them on: neither [tokens, vocabulary]
+nor a second projection is ever needed. Sums over the vocabulary and the head's gradient are float32 (or wider) for
+any dtype of the model.
+
+Shapes: N tokens, D width of the student, E of the teacher, V vocabulary, k kept tokens, C rows of a tile.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-BLOCK = 2**24  # logits in memory at once: tokens are projected onto the vocabulary in blocks of BLOCK // V
-Head = Callable[[Tensor], Tensor]  # (N, D) -> (N, V)
+from distill.errors import InputError
+from distill.formulas import FORMULAS, Kind
+from distill.tile import Head, Hidden, Teacher, TopK, Work, loss_of_rows
+
+__all__ = ["IGNORED", "TILE", "Head", "Hidden", "Losses", "Teacher", "TopK", "losses"]
+
+TILE = 256  # rows whose logits are in memory at once: enough for the matrix product to run at full speed
+_CACHED = 2**18  # elements of a tile that are worked on at once on a CPU, so that they stay in its cache
+IGNORED = -100  # the target of a token without cross entropy
 
 
-def topk_forward_kl(logits: Tensor, ids: Tensor, logprobs: Tensor, tail: Tensor) -> Tensor:
-    """Return sum over tokens of KL(teacher || student) on the teacher's k likeliest tokens and the tail as one.
+class Losses(NamedTuple):
+    """What came of it; only the total carries a gradient."""
 
-    logits (A, V), ids and logprobs (A, k), tail (A,). The tail is one further outcome, with the teacher's
-    probability `tail` and the student's remaining mass: dropping it would bias the student towards the top-k.
+    total: Tensor  # divergence + cross entropy, a scalar
+    divergence: Tensor  # sum over tokens of divergence_weights * D(teacher, student), float64
+    cross_entropy: Tensor  # sum over tokens of target_weights * -log student(target), float64
+
+
+def losses(
+    hidden: Tensor,
+    head: Head,
+    teacher: Teacher | None,
+    *,
+    divergence_weights: Tensor | None = None,
+    targets: Tensor | None = None,
+    target_weights: Tensor | None = None,
+    kind: Kind = "forward_kl",
+    beta: float = 0.5,
+    temperature: float = 1.0,
+) -> Losses:
+    """Return the weighted sums of divergence and cross entropy over N tokens.
+
+    hidden (N, D) with gradient to it, to head.weight and to head.bias; divergence_weights and target_weights (N,), ones
+    where not given; targets (N,), IGNORED where a token has none. Without a teacher it is cross entropy alone. The
+    temperature divides both logits of the divergence (no factor T^2); cross entropy is at temperature 1. beta is that
+    of `distill.formulas`. Raises InputError for what cannot be computed.
     """
-    student = torch.log_softmax(logits.float(), -1)  # (A, V)
-    kept = student.gather(-1, ids)  # (A, k)
-    loss = (logprobs.exp() * (logprobs - kept)).sum()
-    if ids.shape[-1] == logits.shape[-1]:
-        return loss  # everything is kept: there is no tail
-    # The student's mass outside the k, as a log-sum-exp over the others: 1 - sum(exp(kept)) would cancel.
-    rest = student.scatter(-1, ids, float("-inf")).logsumexp(-1)  # (A,)
-    return loss + (torch.xlogy(tail, tail) - tail * rest).sum()
+    _check(hidden, head, teacher, targets, kind, beta, temperature)
+    wide = _wide(hidden.dtype)
+    ones = hidden.new_ones(len(hidden), dtype=wide)
+    work = Work(
+        head=head._replace(weight=head.weight.detach(), bias=None if head.bias is None else head.bias.detach()),
+        teacher=teacher,
+        divergence_weights=ones if divergence_weights is None else divergence_weights.to(wide),
+        targets=None if targets is None else targets.clamp(min=0),
+        target_weights=(ones if target_weights is None else target_weights.to(wide))
+        * (0 if targets is None else targets.ne(IGNORED)),
+        formula=FORMULAS[kind],
+        beta=beta,
+        temperature=temperature,
+    )
+    return Losses(*_OnePass.apply(hidden, head.weight, head.bias, work))  # type: ignore[no-untyped-call]
 
 
-def answer_losses(
-    hidden: Tensor, head: Head, answer: Tensor, ids: Tensor, logprobs: Tensor, tail: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return (forward KL, cross entropy), each summed over the answer tokens; hidden (A, D), answer (A,)."""
+class _OnePass(torch.autograd.Function):
+    """Forms the gradients in the forward pass and hands them on in the backward pass."""
 
-    def losses(h: Tensor, y: Tensor, i: Tensor, lp: Tensor, r: Tensor) -> Tensor:
-        logits = head(h)
-        return torch.stack([topk_forward_kl(logits, i, lp, r), F.cross_entropy(logits.float(), y, reduction="sum")])
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: Work
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wanted = ctx.needs_input_grad[:3]
+        states, wide = hidden.detach(), _wide(hidden.dtype)
+        of_hidden = torch.empty_like(states) if wanted[0] else None
+        of_weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
+        of_bias = torch.zeros_like(bias, dtype=wide) if wanted[2] and bias is not None else None
+        sums = states.new_zeros(2, dtype=torch.float64)
+        buffers = [states.new_empty(min(TILE, len(states)), len(weight), dtype=wide) for _ in _logits_of(work)]
+        for rows in _slices(len(states), TILE):
+            logits = [
+                _project(part[rows], head, buffer[: rows.stop - rows.start])
+                for (part, head), buffer in zip(_logits_of(work, states), buffers, strict=True)
+            ]
+            for at in _slices(len(logits[0]), _rows_in_cache(logits[0])):
+                sums += loss_of_rows(
+                    work, [part[at] for part in logits], slice(rows.start + at.start, rows.start + at.stop)
+                )
+            gradient = logits[0].to(weight.dtype)  # (C, V) in the student's logits
+            if of_hidden is not None:
+                torch.mm(gradient, work.head.weight, out=of_hidden[rows])
+            if of_weight is not None:
+                _add_product(of_weight, gradient, states[rows])
+            if of_bias is not None:
+                of_bias += logits[0].sum(0)
+        ctx.gradients = (
+            of_hidden,
+            None if of_weight is None else of_weight.to(weight.dtype),
+            None if of_bias is None or bias is None else of_bias.to(bias.dtype),
+        )
+        ctx.set_materialize_grads(False)
+        total = sums.sum().to(wide)
+        ctx.mark_non_differentiable(*(parts := sums.unbind()))
+        return total, parts[0], parts[1]
 
-    kl, cross_entropy = _in_blocks(losses, head, hidden, answer, ids, logprobs, tail)
-    return kl, cross_entropy
+    @staticmethod
+    def backward(ctx: Any, of_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("the gradients of this loss have been handed on already: compute the loss again")
+        if of_total is None:
+            return None, None, None, None
+        # On a GPU its value is not known here without waiting for the device.
+        if of_total.device.type != "cpu" or of_total.item() != 1:
+            gradients = tuple(None if part is None else part.mul_(of_total.to(part.dtype)) for part in gradients)
+        return (*gradients, None)
 
 
-def prompt_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
-    """Return cross entropy summed over the prompt tokens; hidden (P, D), labels (P,)."""
+def _logits_of(work: Work, states: Tensor | None = None) -> list[tuple[Any, Head]]:
+    """Return the states and output layers whose logits a tile needs, the student's first."""
+    both: list[tuple[Any, Head]] = [(states, work.head)]
+    if isinstance(work.teacher, Hidden):
+        both.append((work.teacher.states, work.teacher.head))
+    return both
 
-    def loss(h: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(head(h).float(), y, reduction="sum")[None]
 
-    return _in_blocks(loss, head, hidden, labels)[0]
+def _project(states: Tensor, head: Head, out: Tensor) -> Tensor:
+    """Return the uncapped logits of a tile, (C, V), in `out`."""
+    states, weight = states.to(head.weight.dtype), head.weight.detach().T
+    if out.dtype == weight.dtype:
+        torch.mm(states, weight, out=out)
+    elif out.device.type == "cuda":
+        torch.mm(states, weight, out_dtype=out.dtype, out=out)  # no rounding of the logits in between
+    else:
+        out.copy_(states @ weight)
+    return out if head.bias is None else out.add_(head.bias.detach())
 
 
-def _in_blocks(losses: Callable[..., Tensor], head: Head, hidden: Tensor, *rest: Tensor) -> Tensor:
-    vocabulary = head(hidden[:1].detach()).shape[-1]
-    size = max(64, BLOCK // vocabulary)
-    if len(hidden) <= size:
-        return losses(hidden, *rest)
-    # The logits of a block are made again in the backward pass instead of being kept for every block.
-    parts = zip(*(torch.split(tensor, size) for tensor in (hidden, *rest)), strict=True)
-    blocks: list[Tensor] = [checkpoint(losses, *part, use_reentrant=False) for part in parts]
-    return torch.stack(blocks).sum(0)
+def _add_product(total: Tensor, gradient: Tensor, states: Tensor) -> None:
+    """Add gradient.T @ states, (V, D), to a total of a wider type or the same."""
+    if total.dtype == states.dtype:
+        torch.addmm(total, gradient.T, states, out=total)
+    elif total.device.type == "cuda":
+        torch.addmm(total, gradient.T, states, out_dtype=total.dtype, out=total)
+    else:
+        torch.addmm(total, gradient.T.to(total.dtype), states.to(total.dtype), out=total)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    return (slice(first, min(first + size, length)) for first in range(0, length, size))
+
+
+def _rows_in_cache(logits: Tensor) -> int:
+    return max(1, _CACHED // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
+
+
+def _check(
+    hidden: Tensor,
+    head: Head,
+    teacher: Teacher | None,
+    targets: Tensor | None,
+    kind: str,
+    beta: float,
+    temperature: float,
+) -> None:
+    if kind not in FORMULAS:
+        raise InputError(f"divergence {kind!r}: choose one of {', '.join(FORMULAS)}")
+    if kind == "jensen_shannon" and not 0 < beta < 1:
+        raise InputError(f"beta {beta} of jensen_shannon: choose one between 0 and 1, or forward_kl or reverse_kl")
+    if kind.startswith("skewed") and not 0 <= beta < 1:
+        raise InputError(f"beta {beta} of {kind}: choose one from 0 to below 1")
+    if not temperature > 0:
+        raise InputError(f"temperature {temperature}: choose one above 0")
+    if teacher is None and targets is None:
+        raise InputError("neither a teacher nor targets: there is nothing to learn")
+    if hidden.dim() != 2 or hidden.shape[-1] != head.weight.shape[-1]:
+        raise InputError(f"hidden states {tuple(hidden.shape)} do not fit a head {tuple(head.weight.shape)}")
+    vocabulary = len(head.weight)
+    if isinstance(teacher, TopK):
+        if teacher.ids.shape[-1] > vocabulary:
+            raise InputError(f"the teacher kept {teacher.ids.shape[-1]} tokens, the student has {vocabulary}")
+        if temperature != 1 and teacher.ids.shape[-1] < vocabulary:
+            raise InputError(
+                f"temperature {temperature} with a teacher's top {teacher.ids.shape[-1]}: the mass of its tail is "
+                "known at temperature 1 alone; use hidden states, or temperature 1"
+            )
+    if isinstance(teacher, Hidden) and len(teacher.head.weight) != vocabulary:
+        raise InputError(f"the teacher's head has {len(teacher.head.weight)} tokens, the student's {vocabulary}")
+    rows = {"hidden": len(hidden)} | ({} if targets is None else {"targets": len(targets)})
+    if teacher is not None:
+        rows["teacher"] = len(teacher[0])
+    if len(set(rows.values())) > 1:
+        raise InputError(f"not the same number of tokens: {rows}")

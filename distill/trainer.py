@@ -44,24 +44,46 @@ class Objective(nn.Module):
         super().__init__()
         self.student = student
 
-    def forward(self, batch: Batch, device: torch.device) -> Tensor:
-        """Return (KL, cross entropy, prompt cross entropy), each summed over the batch's tokens, (3,)."""
+    def forward(self, batch: Batch, device: torch.device, weights: tuple[float, float, float]) -> tuple[Tensor, Tensor]:
+        """Return the loss of a micro-batch, and (KL, cross entropy, prompt cross entropy) as they enter it, (3,).
+
+        weights: what one token's KL, cross entropy and prompt cross entropy count in the loss.
+        """
         student: Any = self.student
-        body, head = student.base_model, student.get_output_embeddings()
+        head = _head(student)
 
         def tensor(values: Any) -> Tensor:
             return torch.from_numpy(values).to(device)
 
-        output = body(input_ids=tensor(batch.input_ids), attention_mask=tensor(batch.attention_mask), use_cache=False)
+        def all_at(weight: float, count: int) -> Tensor:
+            return torch.full((count,), weight, device=device)
+
+        output = student.base_model(
+            input_ids=tensor(batch.input_ids), attention_mask=tensor(batch.attention_mask), use_cache=False
+        )
         hidden = output.last_hidden_state.flatten(0, 1)  # (B * L, D)
-        kl, ce = divergence.answer_losses(
+        answers = divergence.losses(
             hidden[tensor(batch.answer_at)],
             head,
-            *(tensor(part) for part in (batch.answer, batch.ids, batch.logprobs, batch.tail)),
+            divergence.TopK(tensor(batch.ids), tensor(batch.logprobs), tensor(batch.tail)),
+            divergence_weights=all_at(weights[0], batch.answer_tokens),
+            targets=tensor(batch.answer),
+            target_weights=all_at(weights[1], batch.answer_tokens),
         )
         labels = tensor(batch.prompt_labels).flatten()  # (B * L,)
-        prompt = labels != batches.IGNORED
-        return torch.stack([kl, ce, divergence.prompt_loss(hidden[prompt], head, labels[prompt])])
+        at = labels != batches.IGNORED
+        prompts = divergence.losses(
+            hidden[at], head, None, targets=labels[at], target_weights=all_at(weights[2], batch.prompt_tokens)
+        )
+        parts = torch.stack([answers.divergence, answers.cross_entropy, prompts.cross_entropy])
+        return answers.total + prompts.total, parts
+
+
+def _head(student: Any) -> divergence.Head:
+    """Return the output layer; logits are capped where the model's own forward does so (Gemma 2)."""
+    layer = student.get_output_embeddings()
+    softcap = getattr(student.config.get_text_config(), "final_logit_softcapping", None)
+    return divergence.Head(layer.weight, getattr(layer, "bias", None), softcap)
 
 
 class TrainState(Stateful):
@@ -114,24 +136,27 @@ def train(request: TrainRequest) -> None:
             batches.collate(rows, signals, part, pad) for part in _split(chosen[rank::world], settings.micro_batch_size)
         ]
         answer_tokens, prompt_tokens = _over_all_processes(mine, device)
-        sums = torch.zeros(3, device=device)
+        weights = (
+            1 / answer_tokens,
+            settings.cross_entropy_weight / answer_tokens,
+            settings.prompt_weight / prompt_tokens,
+        )
+        parts = torch.zeros(3, dtype=torch.float64, device=device)
         for batch, last in _marked_last(mine):
             model.set_requires_gradient_sync(last)  # gradients are reduced once a step
-            parts = model(batch, device)  # (3,) sums over this micro-batch's tokens
-            kl, ce, prompt = parts
-            loss = (kl + settings.cross_entropy_weight * ce) / answer_tokens
-            loss = loss + settings.prompt_weight * prompt / prompt_tokens
+            loss, of_batch = model(batch, device, weights)
             (loss * world).backward()  # FSDP averages over the processes: undo it, the sum is a global mean already
-            sums += parts.detach()
+            parts += of_batch
         norm = _full(nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm))
         rate = _learning_rate(state.step, steps, settings.warmup_steps, request.learning_rate)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        dist.all_reduce(sums)
+        dist.all_reduce(parts)
+        total = float(parts.sum())
         kl, ce, prompt = (
-            float(value) for value in sums / sums.new_tensor([answer_tokens, answer_tokens, prompt_tokens])
+            float(part) / weight / count if weight else 0.0
+            for part, weight, count in zip(parts, weights, (answer_tokens, answer_tokens, prompt_tokens), strict=True)
         )
-        total = kl + settings.cross_entropy_weight * ce + settings.prompt_weight * prompt
         if not math.isfinite(total) or not math.isfinite(float(norm)):
             raise Failure(
                 f"the loss is {total} and its gradient norm {float(norm)} at step {state.step + 1}: "
@@ -160,9 +185,9 @@ def train(request: TrainRequest) -> None:
             checkpoint.save(checkpoints, {"train": state}, state.step, rank=rank)
     # ---------------------------------------------------------------------------------------------------------------
     student = model.student
-    weights = get_model_state_dict(student, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    tensors = get_model_state_dict(student, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if rank == 0:  # only the first process was given the tensors
-        export(student, weights, Path(request.start), output / "student")
+        export(student, tensors, Path(request.start), output / "student")
     dist.barrier()
 
 

@@ -1,79 +1,339 @@
-"""The losses against plain torch in float64."""
+"""The fused losses against plain torch in float64."""
+
+import itertools
+from typing import NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from distill import divergence
-from distill.divergence import answer_losses, prompt_loss, topk_forward_kl
+from distill.divergence import IGNORED, Head, Hidden, TopK, losses
+from distill.errors import InputError
+from distill.formulas import FORMULAS, Kind
 
-TOKENS, VOCABULARY, WIDTH = 37, 50, 8
+TOKENS, VOCABULARY, WIDTH, TEACHER_WIDTH = 37, 50, 8, 12
+KINDS = list(FORMULAS)
 
 
-@pytest.fixture
-def case() -> dict[str, torch.Tensor]:
+class Case(NamedTuple):
+    """Inputs of a loss, in float64."""
+
+    hidden: Tensor
+    head: Tensor
+    states: Tensor
+    teacher_head: Tensor
+    targets: Tensor
+    weights: Tensor
+    target_weights: Tensor
+
+
+def made(tokens: int = TOKENS, vocabulary: int = VOCABULARY, scale: float = 1.0) -> Case:
     generator = torch.Generator().manual_seed(0)
-    teacher = torch.log_softmax(2 * torch.randn(TOKENS, VOCABULARY, generator=generator), -1)
-    return {
-        "hidden": torch.randn(TOKENS, WIDTH, generator=generator),
-        "head": torch.randn(VOCABULARY, WIDTH, generator=generator),
-        "teacher": teacher,
-        "answer": teacher.argmax(-1),
-    }
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    targets = torch.randint(0, vocabulary, (tokens,), generator=generator)
+    targets[::5] = IGNORED
+    weights = torch.rand(2, tokens, generator=generator, dtype=torch.float64)
+    hidden, head = scale * normal(tokens, WIDTH), normal(vocabulary, WIDTH)
+    return Case(
+        hidden, head, scale * normal(tokens, TEACHER_WIDTH), normal(vocabulary, TEACHER_WIDTH), targets, *weights
+    )
 
 
-def kept(teacher: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    logprobs, ids = teacher.topk(k)
-    return ids, logprobs, (1 - logprobs.exp().sum(-1)).clamp(min=0)
+def divergence_of(kind: Kind, log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
+    """The textbook definition, (N,), for autograd."""
+    p, q = log_p.exp(), log_q.exp()
+
+    def kl(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(a > 0, a * (a.log() - b.log()), 0).sum(-1)
+
+    forward, reverse = (p * (log_p - log_q)).sum(-1), (q * (log_q - log_p)).sum(-1)
+    if kind == "forward_kl":
+        return forward
+    if kind == "reverse_kl":
+        return reverse
+    if kind == "jensen_shannon":
+        m = beta * p + (1 - beta) * q
+        return beta * kl(p, m) + (1 - beta) * kl(q, m)
+    if kind == "skewed_forward_kl":
+        return kl(p, beta * p + (1 - beta) * q)
+    if kind == "skewed_reverse_kl":
+        return kl(q, beta * q + (1 - beta) * p)
+    if kind == "total_variation":
+        return (p - q).abs().sum(-1) / 2
+    gap, order = (p - q).abs().detach(), p.argsort(-1, descending=True)
+    before = p.gather(-1, order).cumsum(-1) - p.gather(-1, order)
+    in_head = torch.zeros_like(p, dtype=torch.bool).scatter(-1, order, before < 0.5)
+    head, tail = (gap * in_head).sum(-1), (gap * ~in_head).sum(-1)
+    weight = head / (head + tail)
+    return weight * forward + (1 - weight) * reverse
 
 
-def test_with_the_whole_vocabulary_kept_it_is_the_full_forward_kl(case: dict[str, torch.Tensor]) -> None:
-    logits = case["hidden"] @ case["head"].T
-    full = F.kl_div(torch.log_softmax(logits, -1), case["teacher"], log_target=True, reduction="sum")
-    torch.testing.assert_close(topk_forward_kl(logits, *kept(case["teacher"], VOCABULARY)), full)
+def outcomes(log_probabilities: Tensor, ids: Tensor) -> Tensor:
+    """The kept tokens' log-probabilities and that of all others together."""
+    rest = log_probabilities.scatter(-1, ids, float("-inf")).logsumexp(-1, keepdim=True)
+    return torch.cat([log_probabilities.gather(-1, ids), rest], -1)
 
 
-def test_the_tail_counts_as_one_more_outcome(case: dict[str, torch.Tensor]) -> None:
-    logits = (case["hidden"] @ case["head"].T).double()
-    ids, logprobs, tail = kept(case["teacher"].double(), 5)
-    student = torch.softmax(logits, -1)
-    inside = student.gather(-1, ids)
-    outcomes_p = torch.cat([logprobs.exp(), tail[:, None]], -1)
-    outcomes_q = torch.cat([inside, 1 - inside.sum(-1, keepdim=True)], -1)
-    expected = (outcomes_p * (outcomes_p.log() - outcomes_q.log())).sum()
-    torch.testing.assert_close(topk_forward_kl(logits, ids, logprobs, tail).double(), expected, rtol=1e-6, atol=1e-6)
-
-
-def test_it_is_zero_when_the_student_is_the_teacher(case: dict[str, torch.Tensor]) -> None:
-    loss = topk_forward_kl(case["teacher"], *kept(case["teacher"], 5))
-    assert abs(float(loss)) < 1e-4
-
-
-def test_an_empty_tail_gives_finite_gradients() -> None:
-    logits = torch.zeros(1, 4, requires_grad=True)
-    certain = torch.tensor([[0.0, -30.0]])
-    topk_forward_kl(logits, torch.tensor([[2, 1]]), certain, torch.zeros(1)).backward()
-    assert logits.grad is not None
-    assert torch.isfinite(logits.grad).all()
-
-
-@pytest.mark.parametrize("block", [VOCABULARY * 64, 2**24])
-def test_blocks_change_neither_loss_nor_gradient(
-    case: dict[str, torch.Tensor], block: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(divergence, "BLOCK", block)
-    repeat = 5  # 185 tokens: three blocks of 64
-    hidden = case["hidden"].repeat(repeat, 1).double().requires_grad_()
-    head = case["head"].double().requires_grad_()
-    answer = case["answer"].repeat(repeat)
-    signal = [part.repeat(repeat, *[1] * (part.dim() - 1)) for part in kept(case["teacher"].double(), 5)]
-    kl, ce = answer_losses(hidden, lambda h: h @ head.T, answer, *signal)
-    (kl + ce + prompt_loss(hidden, lambda h: h @ head.T, answer)).backward()
-
-    plain = hidden.detach().clone().requires_grad_()
-    logits = plain @ head.detach().T
-    expected = F.cross_entropy(logits, answer, reduction="sum")
-    (topk_forward_kl(logits, *signal) + 2 * expected).backward()
-    torch.testing.assert_close(ce, expected, rtol=1e-6, atol=1e-6)
+def plain(case: Case, kind: Kind, beta: float, temperature: float, k: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (loss, its gradient to the hidden states, to the head) by autograd over whole logits."""
+    hidden, head = case.hidden.clone().requires_grad_(), case.head.clone().requires_grad_()
+    logits = hidden @ head.T
+    log_q = torch.log_softmax(logits / temperature, -1)
+    log_p = torch.log_softmax(case.states @ case.teacher_head.T / temperature, -1)
+    if k is not None:
+        ids = log_p.topk(k, -1).indices
+        log_p, log_q = outcomes(log_p, ids).clamp(min=-87), outcomes(log_q, ids)  # what a signal can hold
+    total = (divergence_of(kind, log_p, log_q, beta) * case.weights).sum()
+    entropy = F.cross_entropy(logits, case.targets, ignore_index=IGNORED, reduction="none")
+    total = total + (entropy * case.target_weights).sum()
+    total.backward()
     assert hidden.grad is not None
-    torch.testing.assert_close(hidden.grad, plain.grad, rtol=1e-6, atol=1e-6)
+    assert head.grad is not None
+    return total.detach(), hidden.grad, head.grad
+
+
+def fused(
+    case: Case, kind: Kind, beta: float, temperature: float, k: int | None, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the same three by `losses`."""
+    hidden, head = (part.to(dtype).requires_grad_() for part in (case.hidden, case.head))
+    teacher: TopK | Hidden = Hidden(case.states.to(dtype), Head(case.teacher_head.to(dtype)))
+    if k is not None:
+        kept, ids = torch.log_softmax(case.states @ case.teacher_head.T, -1).topk(k, -1)
+        tail = outcomes(torch.log_softmax(case.states @ case.teacher_head.T, -1), ids)[:, -1].exp()
+        teacher = TopK(ids, kept.float(), tail.float())
+    found = losses(
+        hidden,
+        Head(head),
+        teacher,
+        divergence_weights=case.weights,
+        targets=case.targets,
+        target_weights=case.target_weights,
+        kind=kind,
+        beta=beta,
+        temperature=temperature,
+    )
+    found.total.backward()
+    assert hidden.grad is not None
+    assert head.grad is not None
+    return found.total.detach(), hidden.grad, head.grad
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    """Relative to the norm."""
+    return float((found.double() - exact.double()).norm() / exact.double().norm())
+
+
+class TestGradients:
+    """Value and gradients are those of float64."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize(("k", "temperature"), [(None, 1.0), (None, 2.5), (5, 1.0), (1, 1.0)])
+    def test_they_are_exact_to_1e_6_in_fp32(self, kind: Kind, k: int | None, temperature: float) -> None:
+        case = made()
+        exact, found = plain(case, kind, 0.3, temperature, k), fused(case, kind, 0.3, temperature, k)
+        assert max(map(error, found, exact)) <= 1e-6
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("k", [None, 5])
+    def test_they_are_no_worse_than_plain_bf16(self, kind: Kind, k: int | None) -> None:
+        case = Case(*(part.bfloat16().double() if part.is_floating_point() else part for part in made()))
+        exact = plain(case, kind, 0.3, 1.0, k)
+        narrow = Case(*(part.bfloat16() if part.is_floating_point() else part for part in case))
+        naive = plain_bf16(narrow, kind, k)
+        found = fused(case, kind, 0.3, 1.0, k, torch.bfloat16)
+        assert found[1].dtype == found[2].dtype == torch.bfloat16
+        for at in range(3):
+            assert error(found[at], exact[at]) <= 1.05 * error(naive[at], exact[at]) + 1e-6
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("k", [None, 5])
+    def test_extreme_logits_give_finite_and_exact_ones(self, kind: Kind, k: int | None) -> None:
+        case = made(scale=30.0)  # logits of some hundreds: most probabilities underflow
+        exact, found = plain(case, kind, 0.3, 1.0, k), fused(case, kind, 0.3, 1.0, k)
+        assert all(torch.isfinite(part).all() for part in found)
+        assert max(map(error, found, exact)) <= 1e-4  # a logit of 1,000 is known to 6e-5 in fp32
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("k", [None, 5])
+    def test_tiles_and_their_parts_change_nothing(
+        self, kind: Kind, k: int | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        case = made(vocabulary=53)
+        whole = fused(case, kind, 0.3, 1.0, k, torch.float64)
+        for rows, elements in itertools.product((1, 7, 36, 37), (1, 3 * 53, 10**6)):
+            monkeypatch.setattr(divergence, "TILE", rows)
+            monkeypatch.setattr(divergence, "_CACHED", elements)
+            assert max(map(error, fused(case, kind, 0.3, 1.0, k, torch.float64), whole)) <= 1e-12
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_one_token_has_them(self, kind: Kind) -> None:
+        case = made(tokens=1)._replace(targets=torch.tensor([3]))
+        assert max(map(error, fused(case, kind, 0.3, 1.0, None), plain(case, kind, 0.3, 1.0, None))) <= 1e-6
+
+    @pytest.mark.parametrize("k", [None, 5])
+    def test_no_token_has_a_loss_and_gradients_of_zero(self, k: int | None) -> None:
+        total, of_hidden, of_head = fused(made(tokens=0), "forward_kl", 0.3, 1.0, k)
+        assert total == 0
+        assert of_hidden.shape == (0, WIDTH)
+        assert not of_head.any()
+
+    def test_a_tied_head_gets_those_of_both_its_uses(self) -> None:
+        case = made()
+        ids = torch.randint(0, VOCABULARY, (TOKENS,), generator=torch.Generator().manual_seed(1))
+        table = case.head.float().requires_grad_()
+        found = losses(table[ids] * 2, Head(table), None, targets=case.targets)
+        found.total.backward()
+        exact = case.head.clone().requires_grad_()
+        F.cross_entropy(exact[ids] * 2 @ exact.T, case.targets, ignore_index=IGNORED, reduction="sum").backward()
+        assert table.grad is not None
+        assert exact.grad is not None
+        assert error(table.grad, exact.grad) <= 1e-6
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_bias_and_capped_logits_have_them(self, kind: Kind) -> None:
+        case, cap = made(), 4.0
+        bias = torch.linspace(-1, 1, VOCABULARY, dtype=torch.float64)
+        exact = [part.clone().requires_grad_() for part in (case.hidden, case.head, bias)]
+        logits = cap * torch.tanh((exact[0] @ exact[1].T + exact[2]) / cap)
+        log_p = torch.log_softmax(cap * torch.tanh((case.states @ case.teacher_head.T + bias) / cap), -1)
+        divergence_of(kind, log_p, torch.log_softmax(logits, -1), 0.3).sum().backward()
+        found = [part.float().requires_grad_() for part in (case.hidden, case.head, bias)]
+        teacher = Hidden(case.states.float(), Head(case.teacher_head.float(), bias.float(), cap))
+        losses(found[0], Head(found[1], found[2], cap), teacher, kind=kind, beta=0.3).total.backward()
+        for got, wanted in zip(found, exact, strict=True):
+            assert got.grad is not None
+            assert wanted.grad is not None
+            assert error(got.grad, wanted.grad) <= 1e-6
+
+    def test_they_are_scaled_by_what_comes_back(self) -> None:
+        case = made()
+        hidden = case.hidden.float().requires_grad_()
+        (3 * losses(hidden, Head(case.head.float()), None, targets=case.targets).total).backward()
+        assert hidden.grad is not None
+        exact = case.hidden.clone().requires_grad_()
+        F.cross_entropy(exact @ case.head.T, case.targets, ignore_index=IGNORED, reduction="sum").backward()
+        assert exact.grad is not None
+        assert error(hidden.grad, 3 * exact.grad) <= 1e-6
+
+    def test_they_are_handed_on_once(self) -> None:
+        hidden = made().hidden.float().requires_grad_()
+        found = losses(hidden, Head(made().head.float()), None, targets=made().targets)
+        found.total.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match="handed on already"):
+            found.total.backward()
+
+    def test_without_a_gradient_there_is_still_a_loss(self) -> None:
+        case = made()
+        with torch.no_grad():
+            found = losses(case.hidden, Head(case.head), None, targets=case.targets)
+        exact = F.cross_entropy(case.hidden @ case.head.T, case.targets, ignore_index=IGNORED, reduction="sum")
+        torch.testing.assert_close(found.total, exact)
+
+
+class TestTopK:
+    """What the teacher did not keep counts as one more outcome."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_with_the_whole_vocabulary_kept_it_is_the_full_divergence(self, kind: Kind) -> None:
+        case = made()
+        assert max(map(error, fused(case, kind, 0.3, 1.0, VOCABULARY), plain(case, kind, 0.3, 1.0, None))) <= 1e-6
+
+    def test_it_is_zero_when_the_student_is_the_teacher(self) -> None:
+        case = made()
+        log_p = torch.log_softmax(case.hidden @ case.head.T, -1)
+        kept, ids = log_p.topk(5, -1)
+        teacher = TopK(ids, kept, outcomes(log_p, ids)[:, -1].exp())
+        found = losses(case.hidden, Head(case.head), teacher)
+        assert abs(float(found.divergence)) <= 1e-9
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_student_that_underflows_in_the_tail_has_a_finite_gradient(self, kind: Kind) -> None:
+        hidden = torch.tensor([[300.0]], requires_grad=True)
+        head = torch.tensor([[1.0], [0.5], [-1.0], [-1.1]])
+        teacher = TopK(torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.3]]).log(), torch.tensor([0.2]))
+        losses(hidden, Head(head), teacher, kind=kind, beta=0.3).total.backward()
+        assert hidden.grad is not None
+        assert torch.isfinite(hidden.grad).all()
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_teacher_without_a_tail_gives_a_finite_loss(self, kind: Kind) -> None:
+        hidden = torch.zeros(1, 3, requires_grad=True)
+        teacher = TopK(torch.tensor([[2, 1]]), torch.tensor([[0.0, -65504.0]]), torch.zeros(1))
+        found = losses(hidden, Head(torch.eye(4, 3)), teacher, kind=kind, beta=0.3)
+        found.total.backward()
+        assert torch.isfinite(found.total)
+        assert hidden.grad is not None
+        assert torch.isfinite(hidden.grad).all()
+
+
+class TestMemory:
+    """[tokens, vocabulary] never exists."""
+
+    def test_no_tensor_is_larger_than_a_tile_or_a_gradient(self) -> None:
+        from torch.utils._python_dispatch import TorchDispatchMode
+
+        largest = 0
+
+        class Watch(TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+                nonlocal largest
+                found = function(*args, **(kwargs or {}))
+                for part in found if isinstance(found, tuple | list) else [found]:
+                    if isinstance(part, Tensor):
+                        largest = max(largest, part.untyped_storage().size() // part.element_size())
+                return found
+
+        hidden, head = torch.zeros(4096, 4, requires_grad=True), torch.ones(1000, 4, requires_grad=True)
+        with Watch():
+            losses(hidden, Head(head), Hidden(torch.zeros(4096, 4), Head(torch.ones(1000, 4)))).total.backward()
+        assert largest <= divergence.TILE * 1000
+
+
+class TestRefusals:
+    """What cannot be computed is said before anything is."""
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"kind": "forward"}, "divergence 'forward': choose one of forward_kl"),
+            ({"kind": "jensen_shannon", "beta": 1.0}, r"beta 1.0 of jensen_shannon"),
+            ({"kind": "skewed_forward_kl", "beta": 1.0}, r"beta 1.0 of skewed_forward_kl"),
+            ({"temperature": 0.0}, r"temperature 0.0"),
+            ({"temperature": 2.0}, r"temperature 2.0 with a teacher's top 2"),
+            ({"targets": torch.zeros(4, dtype=torch.int64)}, "not the same number of tokens"),
+        ],
+    )
+    def test_a_setting_that_cannot_be_is_named(self, changes: dict[str, object], message: str) -> None:
+        teacher = TopK(torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3, 2), torch.zeros(3))
+        with pytest.raises(InputError, match=message):
+            losses(torch.zeros(3, 4), Head(torch.zeros(9, 4)), teacher, **changes)  # type: ignore[arg-type]
+
+    def test_another_vocabulary_is_named(self) -> None:
+        teacher = Hidden(torch.zeros(3, 4), Head(torch.zeros(10, 4)))
+        with pytest.raises(InputError, match="teacher's head has 10 tokens, the student's 9"):
+            losses(torch.zeros(3, 4), Head(torch.zeros(9, 4)), teacher)
+
+
+def plain_bf16(case: Case, kind: Kind, k: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The usual way: logits in bf16, the loss over them in fp32, gradients by autograd."""
+    hidden, head = case.hidden.clone().requires_grad_(), case.head.clone().requires_grad_()
+    logits = (hidden @ head.T).float()
+    log_q = torch.log_softmax(logits, -1)
+    log_p = torch.log_softmax((case.states @ case.teacher_head.T).float(), -1)
+    if k is not None:
+        exact = torch.log_softmax(case.states.double() @ case.teacher_head.double().T, -1)
+        ids = exact.topk(k, -1).indices
+        log_p, log_q = outcomes(exact, ids).float(), outcomes(log_q, ids)
+    total = (divergence_of(kind, log_p, log_q, 0.3) * case.weights.float()).sum()
+    entropy = F.cross_entropy(logits, case.targets, ignore_index=IGNORED, reduction="none")
+    total = total + (entropy * case.target_weights.float()).sum()
+    total.backward()
+    assert hidden.grad is not None
+    assert head.grad is not None
+    return total.detach(), hidden.grad, head.grad
