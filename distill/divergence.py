@@ -66,7 +66,7 @@ def losses(
         beta=beta,
         temperature=temperature,
     )
-    return Losses(*_OnePass.apply(hidden, head.weight, head.bias, work))  # type: ignore[no-untyped-call]
+    return Losses(*_OnePass.apply(hidden, head.weight, head.bias, work, torch.is_grad_enabled()))  # type: ignore[no-untyped-call]
 
 
 class _OnePass(torch.autograd.Function):
@@ -74,9 +74,9 @@ class _OnePass(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: Work
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: Work, learning: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wanted = ctx.needs_input_grad[:3]
+        wanted = [learning and needed for needed in ctx.needs_input_grad[:3]]
         states, wide = hidden.detach(), _wide(hidden.dtype)
         of_hidden = torch.empty_like(states) if wanted[0] else None
         of_weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
@@ -115,11 +115,11 @@ class _OnePass(torch.autograd.Function):
         if gradients is None:
             raise RuntimeError("the gradients of this loss have been handed on already: compute the loss again")
         if of_total is None:
-            return None, None, None, None
+            return None, None, None, None, None
         # On a GPU its value is not known here without waiting for the device.
         if of_total.device.type != "cpu" or of_total.item() != 1:
             gradients = tuple(None if part is None else part.mul_(of_total.to(part.dtype)) for part in gradients)
-        return (*gradients, None)
+        return (*gradients, None, None)
 
 
 def _logits_of(work: Work, states: Tensor | None = None) -> list[tuple[Any, Head]]:
