@@ -20,7 +20,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
-from monitoring.drift import DriftReport, compare, compare_rows
+from monitoring.drift import compare, compare_rows
+from monitoring.drift_report import DriftReport
 from monitoring.errors import Failure, InputError
 from monitoring.profile import JSON_NAME, SAMPLE_NAME, ReferenceProfile
 from monitoring.report import number, write_html

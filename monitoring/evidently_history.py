@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from monitoring.drift import SEVERITIES, DriftReport
+from monitoring.drift_report import SEVERITIES, DriftReport
 from monitoring.files import write_atomically
 from monitoring.report import TEST_NAME, number, shown_names
 from monitoring.window import Window

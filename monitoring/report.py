@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from monitoring.columns import OTHER
-from monitoring.drift import ColumnDrift, DriftReport
+from monitoring.drift_report import ColumnDrift, DriftReport
 from monitoring.errors import Failure
 from monitoring.features import numbers, texts
 from monitoring.files import write_atomically

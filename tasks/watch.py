@@ -15,7 +15,8 @@ from deployments.registry import Registry
 from distill import scoring
 from distill.settings import StudentSettings, TeacherSettings
 from monitoring import policy, report, traffic
-from monitoring.drift import DriftReport, capped, compare, compare_rows, with_quality
+from monitoring.drift import capped, compare, compare_rows, with_quality
+from monitoring.drift_report import DriftReport
 from monitoring.errors import Failure, InputError
 from monitoring.evidently_history import add_to_history
 from monitoring.examples import carried, drifted_slice, examples
