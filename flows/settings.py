@@ -21,9 +21,9 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from deployments.connection import masked
 from deployments.settings import PackagingSettings, RegistrySettings
 from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
+from monitoring.feature_settings import FeatureSettings
 from monitoring.settings import (
     DriftSettings,
-    FeatureSettings,
     JudgingSettings,
     PolicySettings,
     ProbeSettings,
