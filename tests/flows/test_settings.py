@@ -100,6 +100,21 @@ def test_a_mistake_on_the_command_line_names_the_nearest_option() -> None:
         load(None, command_line("--training.epochs", "x"))
 
 
+def test_settings_that_do_not_go_together_are_all_named_with_where_they_were_set(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, message = "policy.triggers and drift.quality_floor", "performance is among the triggers, but"
+    asked = command_line("--policy.triggers", "performance")
+    with pytest.raises(SettingsError) as error:
+        load(config, asked)
+    assert str(error.value).startswith(f"{keys} in the command line: {message}")
+    monkeypatch.setenv("REDISTILL_TRAINING__EPOCHS", "3")
+    (tmp_path / "floor.toml").write_text("[drift]\nquality_floor = 0.0\n")
+    with pytest.raises(SettingsError) as error:
+        load(tmp_path / "floor.toml", asked)
+    assert str(error.value).startswith(f"{keys} in the command line and {tmp_path / 'floor.toml'}: {message}")
+
+
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(SettingsError, match=r"nowhere\.toml"):
         load("nowhere.toml")
