@@ -46,6 +46,10 @@ class ColumnDrift(BaseModel):
         """Whether the severity is warning or above."""
         return self.severity in ALARMS
 
+    def told(self) -> str:
+        """Return in words why it is judged so and, where it has drifted, what moved."""
+        return "; ".join([self.why, *map(str, self.moved)] if self.drifted else [self.why])
+
 
 class DriftReport(BaseModel):
     """What a window shows against the reference, columns with the largest PSI first."""
