@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.machine import machine
-from monitoring.drift import DriftReport, compare, compare_rows
+from monitoring.drift import compare, compare_rows
+from monitoring.drift_report import DriftReport
 from monitoring.history import History, Moment, Observation
 from monitoring.policy import decide, observe
 from monitoring.profile import ReferenceProfile

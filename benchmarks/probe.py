@@ -38,7 +38,7 @@ def agreements(config: Path, retrain: str) -> Iterator[str]:
     """Yield the rows of a table: champion's and challenger's agreement with the teacher, by column."""
     from flows import settings, wiring
     from monitoring.attribution import lie_in
-    from monitoring.drift import DriftReport
+    from monitoring.drift_report import DriftReport
     from monitoring.profile import ReferenceProfile
     from monitoring.tally import count
     from tasks import teach

@@ -14,7 +14,8 @@ import pandas as pd
 
 from flows import settings, wiring
 from monitoring import traffic
-from monitoring.drift import SEVERITIES, compare
+from monitoring.drift import compare
+from monitoring.drift_report import SEVERITIES
 from monitoring.features import features
 from monitoring.profile import ReferenceProfile
 from monitoring.text import load_tokenizer

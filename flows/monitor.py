@@ -77,6 +77,13 @@ def _notify(block: str, student: str, seen: Mapping[str, Any]) -> bool:
     return True
 
 
+def verdict(seen: Mapping[str, Any]) -> str:
+    """Return in a word what came of a window: QUIET is one without drift, HELD one whose drift the policy lets be."""
+    if seen["trigger"]:
+        return "DRIFT"
+    return "QUIET" if seen["drift"]["severity"] == "none" else "HELD"
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
     parser = cli.parser("flows.monitor", __doc__ or "")
@@ -87,10 +94,7 @@ def main(argv: Sequence[str]) -> int:
     cli.check(settings.load(options.config, given), options.window)
     config = None if options.config is None else str(Path(options.config).absolute())
     seen = monitor(config, options.window, given)
-    print(
-        f"{'DRIFT' if seen['trigger'] else 'QUIET'}  window {seen['window']}: {seen['reason']}\n"
-        f"report: {seen['report']}"
-    )
+    print(f"{verdict(seen)}  window {seen['window']}: {seen['reason']}\nreport: {seen['report']}")
     if isinstance(seen["retrain"], dict):
         summary.show(seen["retrain"])
     if options.json:

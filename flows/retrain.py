@@ -46,8 +46,8 @@ def retrain(
     """Keep the student good: look at a window of traffic, and when it has drifted distil, judge, ship.
 
     config: settings file. window: START..END. overrides: settings as on the command line. force: retrain although
-    the window is quiet. again: a new retrain although this very request has been answered. reported_by: id of the
-    drift event.
+    the window is quiet, and whatever the policy and the probe say. again: a new retrain although this very request has
+    been answered. reported_by: id of the drift event.
     """
     from flows import wiring
     from tasks import plan, probe, watch
@@ -143,7 +143,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--window", metavar="START..END", help="rows to look at, half-open (default: the log's last days)"
     )
-    parser.add_argument("--force", action="store_true", help="retrain although the window is quiet")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="retrain although the window is quiet, and whatever the policy and the probe say",
+    )
     parser.add_argument("--again", action="store_true", help="a new retrain, although this request has been answered")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object on the last line")
     parser.add_argument("--open", action="store_true", help="open the Evidently report in a browser")

@@ -16,14 +16,15 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from deployments.connection import masked
 from deployments.settings import PackagingSettings, RegistrySettings
 from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
+from monitoring.feature_settings import FeatureSettings
 from monitoring.settings import (
     DriftSettings,
-    FeatureSettings,
     JudgingSettings,
     PolicySettings,
     ProbeSettings,
@@ -80,7 +81,11 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _quality_can_be_low(self) -> "Settings":
         if "performance" in self.policy.chosen and not self.drift.quality_floor:
-            raise ValueError("performance is among policy.triggers, but drift.quality_floor is 0: set it above 0")
+            raise PydanticCustomError(
+                "settings_together",
+                "performance is among the triggers, but there is no floor: set drift.quality_floor above 0",
+                {"keys": ("policy.triggers", "drift.quality_floor")},
+            )
         return self
 
     @classmethod
@@ -212,8 +217,10 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
 
 def _one_line(error: ValidationError, sources: list[tuple[str, Mapping[str, Any]]]) -> str:
     first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
-    origins = [name for name, values in sources if _has(values, first["loc"])] or ["the defaults"]
+    together = first.get("ctx", {}).get("keys", ())  # of several tables: then there is no one place
+    places = [tuple(key.split(".")) for key in together] or [first["loc"]]
+    key = " and ".join(".".join(str(part) for part in place) for place in places)
+    origins = [name for name, values in sources if any(_has(values, place) for place in places)] or ["the defaults"]
     origin = " and ".join(origins) if isinstance(first["input"], Mapping) else origins[0]
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":

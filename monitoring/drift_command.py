@@ -20,10 +20,11 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
-from monitoring.drift import DriftReport, compare, compare_rows
+from monitoring.drift import compare, compare_rows
+from monitoring.drift_report import DriftReport
 from monitoring.errors import Failure, InputError
 from monitoring.profile import JSON_NAME, SAMPLE_NAME, ReferenceProfile
-from monitoring.report import number, write_html
+from monitoring.report import figures, write_html
 from monitoring.settings import DriftSettings
 from monitoring.tally import Tally, count
 
@@ -226,13 +227,8 @@ def text(report: DriftReport) -> str:
         (
             column.name,
             column.severity if column.severity != "none" else "",
-            number(column.psi, ".3f"),
-            number(column.psi_lower, ".3f"),
-            number(column.ks_distance, ".3f"),
-            number(column.p_adjusted, ".2g"),
-            number(column.jensen_shannon, ".3f"),
-            number(column.missing_current, ".1%"),
-            "; ".join([column.why, *map(str, column.moved)] if column.drifted else [column.why]),
+            *figures(column, "psi", "psi_lower", "ks_distance", "p_adjusted", "jensen_shannon", "missing_current"),
+            column.told(),
         )
         for column in report.columns
     ]

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from monitoring.drift import SEVERITIES, DriftReport
+from monitoring.drift_report import SEVERITIES, DriftReport
 from monitoring.files import write_atomically
-from monitoring.report import TEST_NAME, number, shown_names
+from monitoring.report import TEST_NAME, figures, shown_names
 from monitoring.window import Window
 
 METRIC = "evidently:metric_v2:"  # before the name of a metric, ours or Evidently's
@@ -155,11 +155,7 @@ def _widgets(report: DriftReport) -> list[Any]:
         [
             names[column.name],
             column.severity,
-            number(column.psi, ".3f"),
-            number(column.psi_lower, ".3f"),
-            number(column.ks_distance, ".3f"),
-            number(column.p_adjusted, ".2g"),
-            number(column.missing_current, ".1%"),
+            *figures(column, "psi", "psi_lower", "ks_distance", "p_adjusted", "missing_current"),
         ]
         for column in report.columns
     ]

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from monitoring.attribution import lie_in
-from monitoring.drift import DriftReport
+from monitoring.drift_report import DriftReport
 from monitoring.profile import ReferenceProfile
 from monitoring.segments import Segment, rows_of
 from monitoring.settings import DriftSettings

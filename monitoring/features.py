@@ -21,7 +21,7 @@ import pandas as pd
 from monitoring import text
 from monitoring.errors import InputError
 from monitoring.extensions import own_feature
-from monitoring.settings import ALL_META, FeatureSettings
+from monitoring.feature_settings import ALL_META, FeatureSettings
 from monitoring.text import Tokenizer
 
 LOGGED_NUMBERS = ("mean_logprob", "latency_ms")

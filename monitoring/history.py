@@ -4,7 +4,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from monitoring.drift import Severity
+from monitoring.drift_report import Severity
 
 
 class Decision(BaseModel):

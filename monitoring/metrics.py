@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from monitoring.drift import SEVERITIES, DriftReport
+from monitoring.drift_report import SEVERITIES, DriftReport
 from monitoring.files import write_atomically
 from monitoring.window import Window
 

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, timedelta
 
-from monitoring.drift import SEVERITIES, ColumnDrift, DriftReport, Severity
+from monitoring.drift_report import SEVERITIES, ColumnDrift, DriftReport, Severity
 from monitoring.history import Decision, Finding, History, Moment, Observation
 from monitoring.performance import Interval
 from monitoring.settings import DriftSettings, PolicySettings

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from monitoring.columns import OTHER
-from monitoring.drift import ColumnDrift, DriftReport
+from monitoring.drift_report import ColumnDrift, DriftReport
 from monitoring.errors import Failure
 from monitoring.features import numbers, texts
 from monitoring.files import write_atomically
@@ -176,25 +176,27 @@ def _row(column: ColumnDrift) -> str:
     cells = [
         column.name,
         column.kind,
-        number(column.psi, ".3f"),
-        number(column.psi_lower, ".3f"),
-        number(column.psi_p, ".2g"),
-        number(column.ks_distance, ".3f"),
-        number(column.p_adjusted, ".2g"),
-        number(column.missing_reference, ".1%"),
-        number(column.missing_current, ".1%"),
+        *figures(
+            column, "psi", "psi_lower", "psi_p", "ks_distance", "p_adjusted", "missing_reference", "missing_current"
+        ),
         "" if column.severity == "none" else column.severity,
-        "; ".join([column.why, *map(str, column.moved)] if column.drifted else [column.why]),
+        column.told(),
     ]
     inner = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
     return f"<tr{' class=drifted' if column.drifted else ''}>{inner}</tr>"
 
 
-def number(value: float | None, form: str) -> str:
-    """Return a number as it is shown in a table, a dash where there is none."""
-    return "-" if value is None else format(value, form)
+def figures(column: ColumnDrift, *names: str) -> list[str]:
+    """Return a column's statistics of these names as tables show them, a dash where there is none."""
+    values = [(getattr(column, name), _FORMS[name]) for name in names]
+    return ["-" if value is None else format(value, form) for value, form in values]
 
 
+_FORMS = {
+    **dict.fromkeys(("psi", "psi_lower", "ks_distance", "jensen_shannon"), ".3f"),
+    **dict.fromkeys(("psi_p", "p_adjusted"), ".2g"),
+    **dict.fromkeys(("missing_reference", "missing_current"), ".1%"),
+}
 _TITLES = (
     "column",
     "kind",

@@ -15,10 +15,12 @@ from deployments.registry import Registry
 from distill import scoring
 from distill.settings import StudentSettings, TeacherSettings
 from monitoring import policy, report, traffic
-from monitoring.drift import DriftReport, capped, compare, compare_rows, with_quality
+from monitoring.drift import capped, compare, compare_rows, with_quality
+from monitoring.drift_report import DriftReport
 from monitoring.errors import Failure, InputError
 from monitoring.evidently_history import add_to_history
 from monitoring.examples import carried, drifted_slice, examples
+from monitoring.feature_settings import FeatureSettings
 from monitoring.features import features
 from monitoring.files import write_atomically
 from monitoring.history import Decision, History, Moment, Observation
@@ -26,13 +28,7 @@ from monitoring.ledger import Ledger
 from monitoring.metrics import write_textfile
 from monitoring.performance import measure
 from monitoring.profile import ReferenceProfile
-from monitoring.settings import (
-    DriftSettings,
-    FeatureSettings,
-    PolicySettings,
-    ReferenceSettings,
-    TrafficSettings,
-)
+from monitoring.settings import DriftSettings, PolicySettings, ReferenceSettings, TrafficSettings
 from monitoring.tally import count
 from monitoring.text import load_tokenizer
 from tasks import progress

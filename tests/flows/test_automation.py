@@ -1,4 +1,7 @@
-"""The trigger in deployments/prefect.yaml, without a server: it covers the monitor's event, and its parameters fit."""
+"""The trigger in deployments/prefect.yaml, without a server: it covers the monitor's event, and its parameters fit.
+
+And what the monitor says in a word, with the event or without.
+"""
 
 import asyncio
 from datetime import UTC, datetime
@@ -14,7 +17,7 @@ from prefect.server.events.schemas.automations import Automation, EventTrigger, 
 from prefect.server.events.schemas.events import ReceivedEvent
 
 from flows import events
-from flows.monitor import monitor
+from flows.monitor import monitor, verdict
 from flows.retrain import retrain
 from flows.rollback import rollback
 
@@ -102,3 +105,16 @@ def test_each_deployment_runs_its_flow_in_the_process_pool() -> None:
         assert DEPLOYMENTS[name]["work_pool"] == {"name": "redistill"}
     assert DEPLOYMENTS["monitor"]["schedules"][0]["cron"]
     assert DEPLOYMENTS["retrain"]["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+
+
+@pytest.mark.parametrize(
+    ("trigger", "severity", "said"),
+    [
+        (True, "warning", "DRIFT"),
+        (False, "none", "QUIET"),
+        (False, "info", "HELD"),
+        (False, "critical", "HELD"),
+    ],
+)
+def test_the_monitor_calls_a_window_quiet_only_when_it_has_not_drifted(trigger: bool, severity: str, said: str) -> None:
+    assert verdict({"trigger": trigger, "drift": {"severity": severity}}) == said

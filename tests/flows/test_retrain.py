@@ -235,6 +235,7 @@ def test_the_monitor_says_quiet_and_starts_nothing(with_champion: Any) -> None:
     )
     seen = json.loads(done.stdout.splitlines()[-1])
     assert seen["trigger"] is False
+    assert f"QUIET  window {LATER}: no column drifted; the largest is " in done.stdout
     assert seen["retrain"] is None
     assert Path(seen["report"]).is_file()
     assert sorted(path.name for path in (workspace.folder / "runs").iterdir()) == runs

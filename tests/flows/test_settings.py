@@ -100,6 +100,21 @@ def test_a_mistake_on_the_command_line_names_the_nearest_option() -> None:
         load(None, command_line("--training.epochs", "x"))
 
 
+def test_settings_that_do_not_go_together_are_all_named_with_where_they_were_set(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, message = "policy.triggers and drift.quality_floor", "performance is among the triggers, but"
+    asked = command_line("--policy.triggers", "performance")
+    with pytest.raises(SettingsError) as error:
+        load(config, asked)
+    assert str(error.value).startswith(f"{keys} in the command line: {message}")
+    monkeypatch.setenv("REDISTILL_TRAINING__EPOCHS", "3")
+    (tmp_path / "floor.toml").write_text("[drift]\nquality_floor = 0.0\n")
+    with pytest.raises(SettingsError) as error:
+        load(tmp_path / "floor.toml", asked)
+    assert str(error.value).startswith(f"{keys} in the command line and {tmp_path / 'floor.toml'}: {message}")
+
+
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(SettingsError, match=r"nowhere\.toml"):
         load("nowhere.toml")
@@ -215,6 +230,6 @@ def test_bad_settings_exit_with_2_before_anything_is_started(tmp_path: Path) -> 
 
 
 def test_the_sections_are_the_packages_own() -> None:
-    owners = {type(getattr(Settings(), name)).__module__ for name in Settings.model_fields if name != "workspace"}
-    assert owners == {"monitoring.settings", "distill.settings", "deployments.settings"}
+    sections = [type(getattr(Settings(), name)) for name in Settings.model_fields if name != "workspace"]
+    assert {section.__module__.split(".")[0] for section in sections} == {"monitoring", "distill", "deployments"}
     assert settings.Settings.model_config["extra"] == "forbid"

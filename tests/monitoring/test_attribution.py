@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from monitoring.attribution import lie_in
-from monitoring.drift import ColumnDrift, compare
+from monitoring.drift import compare
+from monitoring.drift_report import ColumnDrift
 from monitoring.profile import ReferenceProfile
 from monitoring.settings import DriftSettings
 from monitoring.tally import count

@@ -12,7 +12,8 @@ import pytest
 from scipy.stats import binom, ks_2samp, norm
 
 from monitoring import statistics
-from monitoring.drift import ColumnDrift, DriftReport, compare, with_quality
+from monitoring.drift import compare, with_quality
+from monitoring.drift_report import ColumnDrift, DriftReport
 from monitoring.features import features
 from monitoring.performance import Interval, Quality
 from monitoring.profile import ReferenceProfile

@@ -21,7 +21,8 @@ from benchmarks import false_alarms, power
 from benchmarks.power import world
 from monitoring import statistics
 from monitoring.columns import CategoricalColumn, Counted, NumericColumn, merged
-from monitoring.drift import DriftReport, compare, compare_rows
+from monitoring.drift import compare, compare_rows
+from monitoring.drift_report import DriftReport
 from monitoring.profile import ReferenceProfile
 from monitoring.settings import DriftSettings
 from monitoring.tally import count

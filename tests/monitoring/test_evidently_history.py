@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monitoring.drift import DriftReport, compare
+from monitoring.drift import compare
+from monitoring.drift_report import DriftReport
 from monitoring.errors import Failure, InputError
 from monitoring.evidently_history import METRIC, SEVERITY, add_to_history, project_id, run_id
 from monitoring.profile import ReferenceProfile
@@ -151,7 +152,7 @@ def test_another_window_and_another_champion_are_runs_of_their_own_and_another_s
 LOOKS = """
 import sys
 from pathlib import Path
-from monitoring.drift import DriftReport
+from monitoring.drift_report import DriftReport
 from monitoring.evidently_history import add_to_history
 
 folder = Path(sys.argv[1])

@@ -20,9 +20,10 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from monitoring import text
 from monitoring.drift import compare
 from monitoring.errors import InputError
+from monitoring.feature_settings import FEATURES, FeatureSettings
 from monitoring.features import features
 from monitoring.profile import ReferenceProfile
-from monitoring.settings import FEATURES, DriftSettings, FeatureSettings
+from monitoring.settings import DriftSettings
 from monitoring.text import load_tokenizer
 
 EVERYTHING = FeatureSettings(use=FEATURES)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from monitoring import ledger_command, ledger_file
-from monitoring.drift import ColumnDrift, DriftReport
+from monitoring.drift_report import ColumnDrift, DriftReport
 from monitoring.errors import Failure, InputError
 from monitoring.history import Decision, History, Moment, Observation, Probed
 from monitoring.ledger import Ledger
@@ -26,7 +26,7 @@ ASKS = """
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from monitoring.drift import ColumnDrift, DriftReport
+from monitoring.drift_report import ColumnDrift, DriftReport
 from monitoring.ledger import Ledger
 from monitoring.history import Moment
 from monitoring.policy import decide, observe

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from monitoring import drift_command
-from monitoring.drift import DriftReport, compare
+from monitoring.drift import compare
+from monitoring.drift_report import DriftReport
 from monitoring.errors import InputError
 from monitoring.profile import ReferenceProfile
 from monitoring.settings import DriftSettings

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from monitoring import policy
-from monitoring.drift import ColumnDrift, DriftReport
+from monitoring.drift_report import ColumnDrift, DriftReport
 from monitoring.history import Decision, History, Moment, Observation
 from monitoring.multivariate import Mmd
 from monitoring.performance import Interval, Quality

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monitoring.drift import DriftReport, compare
+from monitoring.drift import compare
+from monitoring.drift_report import DriftReport
 from monitoring.errors import Failure
 from monitoring.profile import ReferenceProfile
 from monitoring.report import shown_names, write_html

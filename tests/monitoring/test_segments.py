@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monitoring.drift import DriftReport, compare, compare_rows
+from monitoring.drift import compare, compare_rows
+from monitoring.drift_report import DriftReport
 from monitoring.profile import ReferenceProfile
 from monitoring.segments import carrying
 from monitoring.settings import DriftSettings
