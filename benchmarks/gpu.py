@@ -1,0 +1,146 @@
+"""python -m benchmarks.gpu [--out DIR] [--tokens N]
+
+The fused loss on one CUDA device: gradients against float64 first, then tokens a second, peak memory and model-FLOP
+utilisation at the size of a 0.6B student with a vocabulary of 152k (random weights, bf16), beside plain torch and TRL's
+loss where it is installed. Writes gpu.json and gpu.md to --out. Without a CUDA device it says so and exits 0.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.losses import naive, one_pass, top_64
+from benchmarks.machine import machine
+from distill.divergence import Head, Hidden, losses
+from distill.formulas import FORMULAS
+
+STUDENT, TEACHER, VOCABULARY = 1024, 2560, 152_000  # widths of a 0.6B student and a 4B teacher
+DENSE_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}  # bf16, from the vendor's data sheets
+
+
+def errors() -> dict[str, float]:
+    """Return for each divergence the largest error of its gradients against float64, relative to their norm."""
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device="cuda", dtype=torch.float64)
+
+    hidden, head, states, other = normal(300, 64), normal(1001, 64) / 8, normal(300, 96), normal(1001, 96) / 10
+    found: dict[str, float] = {}
+    for kind in FORMULAS:
+        gradients = []
+        for dtype in (torch.float64, torch.float32):
+            h, w = (part.to(dtype).requires_grad_() for part in (hidden, head))
+            losses(h, Head(w), Hidden(states.to(dtype), Head(other.to(dtype))), kind=kind, beta=0.3).total.backward()  # type: ignore[no-untyped-call]
+            gradients.append((h.grad, w.grad))
+        pairs = zip(*gradients, strict=True)
+        found[kind] = max(
+            float((b.double() - a).norm() / a.norm()) for a, b in pairs if a is not None and b is not None
+        )
+    return found
+
+
+def timed(loss: Callable[..., Tensor], given: tuple[Tensor, ...], rounds: int = 10) -> dict[str, float]:
+    """Return milliseconds (median) and extra peak memory [MB] of loss and gradients."""
+
+    def once() -> None:
+        given[0].grad = given[1].grad = None
+        loss(*given).backward()  # type: ignore[no-untyped-call]
+
+    for _ in range(3):
+        once()
+    torch.cuda.synchronize()
+    given[0].grad = given[1].grad = None
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    spans = []
+    for _ in range(rounds):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        once()
+        end.record()
+        torch.cuda.synchronize()
+        spans.append(start.elapsed_time(end))
+    extra = (torch.cuda.max_memory_allocated() - before) / 2**20
+    return {"ms": sorted(spans)[len(spans) // 2], "extra_mb": extra}
+
+
+def compared(tokens: int, peak: float | None) -> list[dict[str, Any]]:
+    """Return one record a contender and divergence."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+
+    given = (
+        normal(tokens, STUDENT).requires_grad_(),
+        (normal(VOCABULARY, STUDENT) / 32).requires_grad_(),
+        normal(tokens, TEACHER),
+        normal(VOCABULARY, TEACHER) / 50,
+    )
+    records = []
+    for kind in ("forward_kl", "jensen_shannon"):
+        for name, made in {"ours": one_pass, "ours, top 64": top_64, "naive": naive}.items():
+            try:
+                record: dict[str, Any] = timed(made(kind), given)
+            except torch.OutOfMemoryError:
+                records.append({"divergence": kind, "contender": name, "tokens": tokens, "failed": "out of memory"})
+                continue
+            teacher = 0 if name == "ours, top 64" else TEACHER
+            flops = 2 * tokens * VOCABULARY * (3 * STUDENT + teacher)
+            record |= {"divergence": kind, "contender": name, "tokens": tokens}
+            record |= {"tokens_per_second": tokens / record["ms"] * 1000}
+            record |= {"mfu": flops / record["ms"] * 1000 / peak if peak else None}
+            records.append(record)
+    return records
+
+
+def markdown(device: str, found: dict[str, float], records: list[dict[str, Any]]) -> str:
+    """Return the section for RESULTS.md."""
+    lines = [f"## One {device}, {datetime.now(UTC):%Y-%m-%d}", "", "    python -m benchmarks.gpu", ""]
+    lines += [f"{machine('torch', 'triton')}. Gradients in float32 against float64, relative to their norm: at most"]
+    lines += [f"{max(found.values()):.1e} ({max(found, key=lambda kind: found[kind])}).", ""]
+    lines += ["| divergence | contender | tokens | ms | tokens/s | extra MB | MFU |", "|---|---|---|---|---|---|---|"]
+    for record in records:
+        if "failed" in record:
+            figures = f"{record['failed']} | | | |"
+        else:
+            mfu = "" if record["mfu"] is None else f"{record['mfu']:.2f}"
+            figures = f"{record['ms']:.1f} | {record['tokens_per_second']:,.0f} | {record['extra_mb']:.0f} | {mfu} |"
+        lines.append(f"| {record['divergence']} | {record['contender']} | {record['tokens']:,} | {figures}")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Check, compare, write; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("."), help="folder for gpu.json and gpu.md")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 16384], help="sizes [tokens]")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print(f"torch {torch.__version__} sees no CUDA device: nothing was measured")
+        return 0
+    torch.backends.cuda.matmul.allow_tf32 = False
+    device = torch.cuda.get_device_name()
+    found = errors()
+    if wrong := {kind: error for kind, error in found.items() if not error <= 1e-6}:
+        print(f"gradients differ from float64 by more than 1e-6: {wrong}", file=sys.stderr)
+        return 1
+    peak = next((flops for name, flops in DENSE_FLOPS.items() if name in device), None)
+    records = [record for tokens in arguments.tokens for record in compared(tokens, peak)]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    report = {"device": device, "errors": found, "records": records}
+    (arguments.out / "gpu.json").write_text(json.dumps(report, indent=1))
+    (arguments.out / "gpu.md").write_text(text := markdown(device, found, records))
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
