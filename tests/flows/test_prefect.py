@@ -54,13 +54,16 @@ class Server:
         return dict(json.loads(done.stdout.splitlines()[-1]))
 
     def post(self, path: str, **body: Any) -> Any:
+        return self.ask("POST", path, **body)
+
+    def ask(self, method: str, path: str, **body: Any) -> Any:
         """Ask as Prefect's own client does: again while the server says that it is busy (its SQLite was locked)."""
 
         def answered() -> httpx.Response | None:
-            answer = httpx.post(f"{self.url}{path}", json=body, timeout=120)
+            answer = httpx.request(method, f"{self.url}{path}", json=body, timeout=120)
             return None if answer.status_code in BUSY else answer.raise_for_status()
 
-        answer = wait_for(f"an answer to POST {path} other than 'busy'", answered, 120)
+        answer = wait_for(f"an answer to {method} {path} other than 'busy'", answered, 120)
         return answer.json() if answer.content else None
 
     def runs(self, flow: str) -> list[dict[str, Any]]:
@@ -154,6 +157,16 @@ def paused_schedule(server: Server) -> list[str]:
     return [run["expected_start_time"] for run in runs]
 
 
+@contextlib.contextmanager
+def paused_worker(server: Server) -> Iterator[None]:
+    """Let no run begin meanwhile: after a new champion's promotion the same window is no drift any more."""
+    server.ask("PATCH", "/work_pools/redistill", is_paused=True)
+    try:
+        yield
+    finally:
+        server.ask("PATCH", "/work_pools/redistill", is_paused=False)
+
+
 def _answers(url: str) -> bool:
     with contextlib.suppress(httpx.TransportError):
         return httpx.get(url, timeout=20).status_code == 200
@@ -183,7 +196,8 @@ def test_a_quiet_window_leads_to_no_run(server: Server) -> None:
 
 def test_a_drift_reported_three_times_leads_to_one_retrain_and_a_new_champion(server: Server) -> None:
     before = champion(server.workspace)
-    reports = [server.monitor(DRIFTED) for _ in range(3)]
+    with paused_worker(server):
+        reports = [server.monitor(DRIFTED) for _ in range(3)]
     assert all(report["trigger"] for report in reports)
     assert all(report["retrain"] == "left to the automation" for report in reports)
     wait_for("three drift events", lambda: server.drift_events() == 3)
