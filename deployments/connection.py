@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 
 from deployments.errors import Failure, InputError
 
-LOCK_WAIT = 120.0  # [s]; whoever holds the lock creates the store (4 s on an idle machine) or moves aliases (0.1 s)
+LOCK_WAIT = 300.0  # [s]; whoever holds the lock creates the store (15 s on an idle machine) or moves aliases (0.1 s)
+BUSY = (429, 502, 503, 504)  # what a server, or a proxy before it, answers for a moment; MLflow's client asks again too
 
 
 def masked(text: str) -> str:
@@ -130,16 +131,16 @@ def _create(path: Path) -> None:
 
 
 def reach_server(uri: str, timeout: float) -> None:
-    """Asks an MLflow server whether it is well; raises Failure within `timeout` seconds.
+    """Asks an MLflow server whether it is well, while it is busy again; raises Failure within `timeout` seconds.
 
     MLflow's own client would try for minutes. The question is put in a thread because no timeout of an HTTP
     client covers the resolution of the host's name.
     """
-    outcome: list[str] = []
-    asking = threading.Thread(target=lambda: outcome.append(_complaint(uri, timeout)), daemon=True)
+    complaints: list[str] = []
+    asking = threading.Thread(target=_ask, args=(uri, timeout, complaints), daemon=True)
     asking.start()
     asking.join(timeout)
-    complaint = outcome[0] if outcome else f"no answer within registry.timeout = {timeout:g} s"
+    complaint = complaints[-1] if complaints else f"no answer within registry.timeout = {timeout:g} s"
     if complaint:
         raise Failure(
             masked(
@@ -149,11 +150,18 @@ def reach_server(uri: str, timeout: float) -> None:
         )
 
 
-def _complaint(uri: str, timeout: float) -> str:
+def _ask(uri: str, timeout: float, complaints: list[str]) -> None:
+    """Adds what is wrong with the server to `complaints`, "" for nothing; the last one counts."""
     import httpx
 
-    try:
-        answer = httpx.get(f"{uri}/health", timeout=timeout, follow_redirects=True)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return f"{type(error).__name__}: {error}"
-    return "" if answer.is_success else f"GET {uri}/health was answered with {answer.status_code}"
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        try:
+            answer = httpx.get(f"{uri}/health", timeout=timeout, follow_redirects=True)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            complaints.append(f"{type(error).__name__}: {error}")
+            return
+        complaints.append("" if answer.is_success else f"GET {uri}/health was answered with {answer.status_code}")
+        if answer.status_code not in BUSY:
+            return
+        time.sleep(0.1)

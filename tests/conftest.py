@@ -4,10 +4,12 @@ import atexit
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import pytest
 _HOME = tempfile.mkdtemp(prefix="redistill-tests-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 os.environ["PREFECT_HOME"] = _HOME
+os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "600"  # no claim of ours: a busy machine is slow
 os.environ.pop("PREFECT_API_URL", None)
 logging.raiseExceptions = False  # Prefect's temporary server is stopped, and says so, when pytest's stderr is closed
 import flows.environment  # noqa: E402, F401
@@ -93,6 +96,20 @@ def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint_maker() -> Callable[..., Path]:
     """Return make_checkpoint(folder, seed=0, sentences=SENTENCES) -> folder."""
     return make_checkpoint
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Iterator[Callable[[], int]]:
+    """Return a function: -> a loopback port on which nobody listens, and which nobody else is given meanwhile."""
+    with ExitStack() as held:
+
+        def port() -> int:
+            holder = held.enter_context(socket.socket())
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that is told of it may take it
+            holder.bind(("127.0.0.1", 0))
+            return int(holder.getsockname()[1])
+
+        yield port
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "first_loop.ipynb
 PLOTS = ["traffic-plot", "quiet-plot", "drifted-plot", "confidence-plot", "probe-plot", "loss-plot", "verdict-plot"]
 PNG = b"\x89PNG\r\n\x1a\n"
 
-executed_in_full = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(1800)]
+executed_in_full = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(3600)]
 
 
 def code_cells(notebook: Any) -> dict[str, Any]:
@@ -46,7 +46,14 @@ def executed(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
         kernel_spec_manager=KernelSpecManager(kernel_dirs=[]),
         connection_file=str(folder / "kernel.json"),
     )
-    client = NotebookClient(notebook, km=kernel, timeout=1200, resources={"metadata": {"path": str(demo_folder)}})
+    client = NotebookClient(
+        notebook,
+        km=kernel,
+        timeout=1200,
+        startup_timeout=600,
+        iopub_timeout=600,  # by its 4 s a kernel on a busy machine has not sent its outputs, and they would be lost
+        resources={"metadata": {"path": str(demo_folder)}},
+    )
     environment = {name: value for name, value in os.environ.items() if name not in ("MPLBACKEND", "PYTHONPATH")}
     try:
         client.execute(env={**environment, "IPYTHONDIR": str(folder / "ipython")}, cleanup_kc=True)

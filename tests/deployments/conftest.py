@@ -103,13 +103,13 @@ def bento(build_bento: Callable[..., Bento], tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def server(bento: Bento) -> Iterator[Server]:
-    with serve(bento, timeout=120) as server:
+    with serve(bento, timeout=600) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def client(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=300) as client:
         yield client
 
 

@@ -149,7 +149,7 @@ def test_of_promotions_at_once_one_wins(uri: str, served: Served) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join()
     champion, previous, _ = served(first)
     assert sorted([*refused, champion or ""]) == contenders
     assert previous == "1"

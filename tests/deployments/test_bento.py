@@ -187,7 +187,7 @@ def test_concurrent_requests_are_batched_and_each_gets_its_own_answers(client: h
     batches, requests = _batches(client)
     with ThreadPoolExecutor(len(asked) + 1) as pool:
         long = pool.submit(_ask, client, ["portal " * 40] * 320)  # ten batches, behind which the others gather
-        _wait(lambda: _batches(client)[0] > batches, 60, "the first of the long request's batches")
+        _wait(lambda: _batches(client)[0] > batches, 300, "the first of the long request's batches")
         together = list(pool.map(lambda prompts: _ask(client, prompts).json(), asked))
         assert len(long.result().json()) == 320
     for one, other in zip(alone, together, strict=True):

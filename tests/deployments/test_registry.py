@@ -2,7 +2,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -43,12 +42,6 @@ def registered(registry: Registry, retrain_id: str, checkpoint: Path) -> Version
 
 def numbers(registry: Registry, run_id: str, key: str) -> list[float]:
     return sorted(point.value for point in registry.client.get_metric_history(run_id, key))
-
-
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_run_holds_everything_beyond_the_batch_limits(registry: Registry, tmp_path: Path) -> None:
@@ -176,9 +169,9 @@ def test_a_lost_checkpoint_is_named_when_it_is_fetched(registry: Registry, check
 
 
 @pytest.fixture
-def server(tmp_path: Path, schema: Path) -> Iterator[str]:
+def server(tmp_path: Path, schema: Path, free_port: Callable[[], int]) -> Iterator[str]:
     shutil.copy(schema, tmp_path / "server.db")
-    uri = f"http://127.0.0.1:{unused_port()}"
+    uri = f"http://127.0.0.1:{free_port()}"
     store = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
     files = ["--artifacts-destination", str(tmp_path / "files"), "--workers", "1"]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", uri.rpartition(":")[2]]
@@ -187,24 +180,26 @@ def server(tmp_path: Path, schema: Path) -> Iterator[str]:
             [*command, *store, *files], cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while True:
             assert process.poll() is None, (tmp_path / "server.log").read_text()
             assert time.monotonic() < deadline, (tmp_path / "server.log").read_text()
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{uri}/health", timeout=2).is_success:
+                if httpx.get(f"{uri}/health", timeout=20).is_success:
                     break
+            time.sleep(0.1)
         yield uri
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.mark.integration
 def test_a_server_keeps_promotes_and_gives_back_students(
     server: str, checkpoint: Path, tmp_path: Path, served: Served
 ) -> None:
-    registry = connect(server, "", "student", 30)
+    registry = connect(server, "", "student", 120)
     registry.promote(registered(registry, "r1", checkpoint).version, None)
     registry.promote(registered(registry, "r2", checkpoint).version, "1")
     assert served(registry) == ("2", "1", None)

@@ -57,11 +57,11 @@ def test_the_smoke_test_agrees_with_the_librarys_own_scores_and_leaves_nothing(
     scores = score(student, prompts, max_prompt_tokens=longest, max_new_tokens=most, device="cpu")
     assert scores.truncated >= 1
     before = {path: path.stat().st_mtime_ns for path in other.path.rglob("*")}
-    result = smoke_test(other, prompts, scores.responses, model_version="7", timeout=120)
+    result = smoke_test(other, prompts, scores.responses, model_version="7", timeout=600)
     assert result.agreed == len(prompts)
     assert result.answers == scores.responses
     assert result.mean_logprob == pytest.approx(scores.mean_logprob, abs=1e-5)
-    assert 0 < result.seconds_to_ready < 120
+    assert 0 < result.seconds_to_ready < 600
     assert _serving(other) == []
     assert {path: path.stat().st_mtime_ns for path in other.path.rglob("*")} == before
 
@@ -73,7 +73,7 @@ def test_answers_that_differ_fail_the_smoke_test_by_number_and_leave_nothing(
     expected = [row["response"] for row in client.post("/generate", json={"prompts": prompts}).json()]
     expected[1] = expected[3] = "something else"
     with pytest.raises(Failure, match="answers 2 of 5 smoke prompts otherwise") as raised:
-        smoke_test(other, prompts, expected, model_version="7", timeout=120)
+        smoke_test(other, prompts, expected, model_version="7", timeout=600)
     assert not [text for text in (*prompts[:4], *expected) if text in str(raised.value)]
     assert _serving(other) == []
 
@@ -105,7 +105,7 @@ def test_a_taken_port_is_refused_before_anything_starts(taken: int, monkeypatch:
 def test_a_port_that_is_taken_meanwhile_is_named(other: Bento, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smoke, "free_port", lambda _: taken)
     with pytest.raises(Failure, match=rf"port {taken} was taken meanwhile.*packaging\.port"):
-        smoke_test(other, ["a"], ["b"], model_version="7", timeout=120)
+        smoke_test(other, ["a"], ["b"], model_version="7", timeout=600)
     assert _serving(other) == []
 
 
@@ -113,7 +113,7 @@ def test_a_port_that_is_taken_meanwhile_is_named(other: Bento, taken: int, monke
 def test_a_bento_whose_worker_dies_fails_with_its_reason_before_the_deadline(other: Bento) -> None:
     (other.path / "src" / "checkpoint" / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(Failure, match=r"could not be served(.|\n)*safetensors"):
-        smoke_test(other, ["a"], ["b"], model_version="7", timeout=300)
+        smoke_test(other, ["a"], ["b"], model_version="7", timeout=600)
     assert _serving(other) == []
 
 
@@ -132,7 +132,7 @@ import threading
 from pathlib import Path
 from deployments.bento.build import Bento
 from deployments.bento.smoke import serve
-with serve(Bento("tiny:7", Path(sys.argv[1])), timeout=300):
+with serve(Bento("tiny:7", Path(sys.argv[1])), timeout=600):
     print("ready", flush=True)
     sys.stdin.read()
 """
@@ -158,11 +158,11 @@ def _kill(parent: "subprocess.Popen[bytes]", when: Callable[[list[psutil.Process
         return when(children)
 
     try:
-        _wait(is_time, 60, "the moment to kill")
+        _wait(is_time, 300, "the moment to kill")
     finally:
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
-    _, left = psutil.wait_procs(children, timeout=60)
+    _, left = psutil.wait_procs(children, timeout=300)
     for orphan in left:
         orphan.kill()
     assert left == []
@@ -176,7 +176,7 @@ def test_nothing_is_left_of_a_server_whose_parent_is_killed(other: Bento) -> Non
     assert parent.stdout is not None
     assert parent.stdout.readline() == b"ready\n"
     _kill(parent, lambda children: len(children) >= 2)  # the server and its worker
-    _wait(lambda: _serving(other) == [], 10, "no server left")
+    _wait(lambda: _serving(other) == [], 120, "no server left")
 
 
 @pytest.mark.integration

@@ -254,7 +254,7 @@ print(step)
 def run(script: str, *arguments: object) -> str:
     here = Path(__file__).parent
     command = [sys.executable, "-c", script, *map(str, arguments), str(here)]
-    return subprocess.run(command, cwd=here.parents[1], check=True, capture_output=True, text=True, timeout=120).stdout
+    return subprocess.run(command, cwd=here.parents[1], check=True, capture_output=True, text=True, timeout=600).stdout
 
 
 def test_a_writer_killed_before_any_step_leaves_all_of_a_shard_or_nothing(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Training in real processes through torch elastic."""
 
+import contextlib
 import json
 import os
 import signal
@@ -107,10 +108,21 @@ def test_two_processes_and_accumulation_learn_as_one(
 
 
 def children_of(process: psutil.Process) -> list[psutil.Process]:
-    return [child for child in process.children(recursive=True) if "distill.worker" in " ".join(child.cmdline())]
+    found = []
+    for child in process.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since it was listed
+            if "distill.worker" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 90) -> None:
+def lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition was not met in time"
@@ -136,7 +148,7 @@ def test_a_killed_training_leaves_no_process_and_goes_on_as_if_nothing_had_happe
     workers = children_of(psutil.Process(parent.pid))
     os.kill(parent.pid, how)
     parent.wait()
-    wait_until(lambda: not any(worker.is_running() and worker.status() != "zombie" for worker in workers))
+    wait_until(lambda: not any(lives(worker) for worker in workers))
     lines: list[str] = []
     train_in_processes(request, 1, on_line=lines.append, on_step=lambda record: None)
     assert losses(request.parent) == losses(plain)

@@ -17,7 +17,7 @@ from monitoring.traffic import Window
 from tasks import watch
 from tasks.plan import current_champion
 
-pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(3600)]
 
 QUIET, DRIFTED, HALF_KNOWN = "2012-01-01..2014-01-01", "2016-01-01..2017-01-01", "2015-07-01..2016-07-01"
 

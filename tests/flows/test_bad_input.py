@@ -4,7 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +102,10 @@ def test_a_champion_that_is_not_what_was_registered_is_refused(make_workspace: A
         retrain(str(workspace.config), "2025-04-11..2025-04-18")
 
 
-def test_a_registry_that_does_not_answer_is_a_failure_within_its_time_limit(make_workspace: Any) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
+def test_a_registry_that_does_not_answer_is_a_failure_within_its_time_limit(
+    make_workspace: Any, free_port: Callable[[], int]
+) -> None:
+    port = free_port()
     workspace = make_workspace(registry={"uri": f"http://127.0.0.1:{port}", "timeout": 3.0})
     with pytest.raises(ShippingFailure, match=f"127.0.0.1:{port}"):
         retrain(str(workspace.config))
@@ -135,7 +135,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_a_disk_that_fills_up_during_a_stage_is_said_and_with_room_the_retrain_goes_on(

@@ -186,7 +186,11 @@ def monitor_with_block(monitor: Any, config: str, window: str, url: str) -> dict
     @flow
     def both() -> dict[str, Any]:
         block = CustomWebhookNotificationBlock(
-            name="redistill-test", url=url, json_data={"text": "{{subject}} {{body}}"}, allow_private_urls=True
+            name="redistill-test",
+            url=url,
+            json_data={"text": "{{subject}} {{body}}"},
+            allow_private_urls=True,
+            timeout=300,
         )
         block.save("redistill-test", overwrite=True)
         try:

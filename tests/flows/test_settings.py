@@ -1,9 +1,9 @@
 """Settings: file < environment < command line, and mistakes as one line."""
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -208,14 +208,19 @@ def test_help_waits_for_no_heavy_library() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
-def test_help_answers_within_four_seconds() -> None:
+def test_help_takes_less_than_four_cpu_seconds() -> None:
     run("flows.retrain", "--help")  # the first one may compile bytecode
+
+    def used() -> float:  # [CPU seconds], which other work on the machine does not stretch
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return children.ru_utime + children.ru_stime
+
     seconds = []
     for _ in range(3):
-        began = time.perf_counter()
+        before = used()
         run("flows.retrain", "--help")
-        seconds.append(time.perf_counter() - began)
-    assert min(seconds) < 4
+        seconds.append(used() - before)
+    assert 0 < min(seconds) < 4
 
 
 def test_bad_settings_exit_with_2_before_anything_is_started(tmp_path: Path) -> None:

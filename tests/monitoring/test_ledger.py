@@ -289,7 +289,7 @@ def at_once(path: Path, folder: Path, digests: list[str]) -> list[str]:
         assert process.stdin
         process.stdin.write("\n")
         process.stdin.flush()
-    answers = [process.communicate(timeout=120)[0].strip() for process in started]
+    answers = [process.communicate(timeout=600)[0].strip() for process in started]
     assert [process.returncode for process in started] == [0] * len(started)
     return answers
 

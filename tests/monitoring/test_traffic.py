@@ -224,7 +224,7 @@ def test_appends_at_the_same_time_lose_nothing(local: str) -> None:
     barrier = Barrier(6)
 
     def work(number: int) -> int:
-        barrier.wait(timeout=30)
+        barrier.wait(timeout=300)
         return append(local, requests(5, first=5 * number))
 
     with ThreadPoolExecutor(6) as threads:
@@ -236,7 +236,7 @@ def test_of_appends_of_the_same_ids_at_the_same_time_one_succeeds(local: str) ->
     barrier = Barrier(6)
 
     def work(_: int) -> bool:
-        barrier.wait(timeout=30)
+        barrier.wait(timeout=300)
         try:
             return append(local, requests(5)) == 5
         except InputError:
