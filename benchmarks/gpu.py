@@ -117,12 +117,12 @@ def markdown(device: str, found: dict[str, float], records: list[dict[str, Any]]
     return "\n".join(lines) + "\n"
 
 
-def main() -> int:
+def main(given: list[str] | None = None) -> int:
     """Check, compare, write; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for gpu.json and gpu.md")
     parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 16384], help="sizes [tokens]")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     if not torch.cuda.is_available():
         print(f"torch {torch.__version__} sees no CUDA device: nothing was measured")
         return 0

@@ -1,9 +1,12 @@
-"""The benchmarks: contenders of other environments, those that are not there, and what a probe holds."""
+"""The benchmarks: contenders of other environments, those that are not there, what a probe holds, and losses."""
 
 import subprocess
 import sys
 
-from benchmarks import contenders, drift, probe
+import pytest
+import torch
+
+from benchmarks import contenders, drift, gpu, losses, probe
 from monitoring.settings import ProbeSettings
 
 
@@ -26,3 +29,25 @@ def test_the_probe_holds_more_where_less_was_lost_and_hardly_at_the_margin() -> 
     shares = [probe.held(0.9, 0.9 - lost, 300, 0, ProbeSettings()) for lost in (0.0, 0.05, 0.1)]
     assert shares[0] > 0.4 > shares[1] > shares[2]
     assert shares[2] <= 0.08
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "jensen_shannon"])
+def test_the_contenders_of_a_loss_work_out_the_same(kind: str) -> None:
+    made = {"ours": losses.one_pass, "naive": losses.naive}
+    if kind == "forward_kl":
+        made["two passes"] = losses.two_passes
+    found = {}
+    for name, contender in made.items():
+        given = losses.inputs(tokens=40, vocabulary=300, width=16)
+        value = contender(kind)(*given)
+        value.backward()  # type: ignore[no-untyped-call]
+        found[name] = [value.detach(), given[0].grad, given[1].grad]
+    for other in found.values():
+        for ours, theirs in zip(found["ours"], other, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_cuda_device_the_benchmark_says_so_and_succeeds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main([]) == 0
+    assert "sees no CUDA device: nothing was measured" in capsys.readouterr().out
