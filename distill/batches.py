@@ -7,9 +7,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.errors import InputError
 from distill.mixture import Mixture
 from distill.signals import SignalStore
-from distill.teachers.protocol import Signal
+from distill.teachers.protocol import AnySignal, Signal
 
 IGNORED = -100
 
@@ -79,7 +80,7 @@ class Order:
 
 def collate(mixture: Mixture, signals: SignalStore, rows: list[int], pad: int) -> Batch:
     """Return these rows as one padded batch with their teacher signals."""
-    found: list[Signal] = [signals.get(mixture.keys[row].tobytes()) for row in rows]
+    found = [_topk(signals.get(mixture.keys[row].tobytes())) for row in rows]
     prompts = [mixture.prompt(row) for row in rows]
     length = max(len(prompt) + len(signal.answer) for prompt, signal in zip(prompts, found, strict=True))
     input_ids = np.full((len(rows), length), pad, np.int64)
@@ -102,3 +103,9 @@ def collate(mixture: Mixture, signals: SignalStore, rows: list[int], pad: int) -
         np.concatenate([s.logprobs for s in found]).astype(np.float32),
         np.concatenate([s.tail for s in found]).astype(np.float32),
     )
+
+
+def _topk(signal: AnySignal) -> Signal:
+    if not isinstance(signal, Signal):
+        raise InputError(f"teacher.signals_format {signal.format!r}: batches hold top-k signals, use topk:K")
+    return signal

@@ -51,7 +51,7 @@ def test_an_overlapping_window_buys_only_its_new_prompts(tiny_checkpoint: Path, 
     for at, key in enumerate([*first.keys[:1], *second.keys]):
         found = store.get(key.tobytes())
         np.testing.assert_array_equal(found.answer, expected[at].answer)
-        np.testing.assert_allclose(found.tail, expected[at].tail, atol=1e-5)
+        np.testing.assert_allclose(found.tail, expected[at].tail, atol=2e-4)  # its logarithm is kept as float16
 
 
 def test_the_first_rows_are_there_before_the_last_are_asked(tiny_checkpoint: Path) -> None:
