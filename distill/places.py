@@ -7,6 +7,7 @@
 
 In a local folder a shard comes and goes by one rename. Behind a URL its data is uploaded first and its index last,
 under a temporary name that is then moved: without an index there is no shard, and an index is there whole or not.
+A folder that is written by a URL (file://) is to be read by one, too.
 """
 
 import fcntl

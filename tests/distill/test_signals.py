@@ -334,6 +334,39 @@ def test_a_writer_killed_before_any_step_leaves_all_of_a_shard_or_nothing(tmp_pa
     assert found == [0] * 5 + [50]
 
 
+KILLED_AT_EACH_BYTE = """
+import os, resource, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_signals import records
+from distill.signals import SignalStore
+
+root, size = Path(sys.argv[1]), 0
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+while True:
+    child = os.fork()
+    if child == 0:
+        store = SignalStore(root)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))  # one byte more, and the kernel kills the process
+        store.put(records(range(50, 60)))
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+    assert len(SignalStore(root)) == 50
+    size += 11
+print(size)
+"""
+
+
+def test_a_writer_killed_at_any_byte_leaves_what_was_there(tmp_path: Path) -> None:
+    SignalStore(tmp_path).put(records(range(50)))
+    largest = int(run(KILLED_AT_EACH_BYTE, tmp_path))
+    _, new = sorted(tmp_path.glob("shard-*"))
+    assert largest - 11 < max(file.stat().st_size for file in new.iterdir()) <= largest
+    assert_holds(SignalStore(tmp_path), range(60))
+
+
 KILLED_AT_RANDOM = """
 import os, random, select, signal, sys
 from pathlib import Path
