@@ -1,7 +1,8 @@
 """Greedy answers of a causal LM, with the log-probabilities of what it said and of what it might have."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.errors import Failure, InputError
+from distill.states import FinalStates
 
 Progress = Callable[[int, int], None]  # (rows done, rows in all)
 
@@ -23,6 +25,7 @@ class Generated:
     ids: NDArray[np.int32]  # (T, k) the likeliest tokens, likeliest first
     topk: NDArray[np.float16]  # (T, k) their log-probabilities
     tail: NDArray[np.float32]  # (T,) probability of all the others
+    states: NDArray[np.float32] | None = None  # (T, D) of which the output layer makes the logits, if asked for
 
 
 class _Recorder:
@@ -96,8 +99,9 @@ def greedy_batches(
     top_k: int = 0,
     vocabulary: int | None = None,
     batch_size: int = 64,
+    hidden: bool = False,
 ) -> Iterator[list[tuple[int, Generated]]]:
-    """Yield `greedy`'s answers batch by batch, as (number of the prompt, answer)."""
+    """Yield `greedy`'s answers batch by batch, as (number of the prompt, answer); with `hidden` their states too."""
     outputs = model.get_output_embeddings().weight.shape[0]
     vocabulary = min(vocabulary or outputs, outputs)
     _check(model, prompts, max_new_tokens, top_k, vocabulary)
@@ -107,10 +111,14 @@ def greedy_batches(
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]
         recorder = _Recorder(top_k, vocabulary)
-        answers = _answers(model, [prompts[row] for row in rows], max_new_tokens, list(eos), pad, recorder)
+        with FinalStates(model) if hidden else nullcontext() as states:
+            answers = _answers(model, [prompts[row] for row in rows], max_new_tokens, list(eos), pad, recorder)
         kept = recorder.arrays()
         ends = _ends(answers, eos)
         found = [(int(row), _cut(answers, kept, b, int(ends[b]))) for b, row in enumerate(rows)]
+        if states:
+            whole = states.array()  # (B, S, D)
+            found = [(at, replace(row, states=whole[b, : len(row.answer)])) for b, (at, row) in enumerate(found)]
         if wrong := sum(not np.isfinite(answer.logprobs).all() for _, answer in found):
             raise Failure(
                 f"{wrong} of {len(found)} answers of {model.config._name_or_path!r} have log-probabilities "

@@ -6,6 +6,7 @@ any time. What has no index a day after its name was made, a killed writer left:
 
 import hashlib
 import os
+import re
 import shutil
 import time
 import uuid
@@ -29,11 +30,11 @@ class RemotePlace:
             self.fs, self.base = url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise InputError(
-                f"teacher.signals {url!r} cannot be opened ({error}): give a folder, or a URL that fsspec knows"
+                f"teacher.signals {_masked(url)!r} cannot be opened ({error}): use a folder, or a URL fsspec knows"
             ) from error
-        self.root = url.rstrip("/")
+        self.root = _masked(url.rstrip("/"))
         home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        name = hashlib.sha256(self.root.encode()).hexdigest()[:16]
+        name = hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
         self.cache = LocalPlace(Path(home).expanduser() / "redistill" / "signals" / name)
 
     def names(self) -> list[str]:
@@ -181,3 +182,8 @@ class RemotePlace:
             if file == "data" and self.fs.exists(self._path(name, "index")):
                 raise shards.missing(self.where(name), file) from None
             raise
+
+
+def _masked(url: str) -> str:
+    """Return a URL without what may be a password."""
+    return re.sub("//[^/@]*@", "//***@", url)

@@ -35,10 +35,18 @@ class TeacherSettings(Section):
 
     model: str = Field("", description="folder or hub name of the teacher, a causal LM", json_schema_extra=LOCATION)
     top_k: int = Field(32, ge=1, description="log-probabilities kept for each answer token [count]")
+    signals_format: str = Field(
+        "",
+        pattern=r"^(|topk:[1-9]\d*|hidden:(bf16|int8|svd[1-9]\d*))$",
+        description="what is kept of the teacher: topk:K, or its final states as hidden:bf16, hidden:int8 or "
+        "hidden:svdR (R directions); empty: topk:`teacher.top_k`",
+    )
     batch_size: int = Field(64, ge=1, description="prompts asked at once [rows]")
     device: Device = Field("auto", description="where teacher and scoring run [auto, cpu, cuda]")
     signals: str = Field(
-        "", description="store of teacher signals; empty: WORKSPACE/signals", json_schema_extra=LOCATION
+        "",
+        description="store of teacher signals, a folder or fsspec URL; empty: WORKSPACE/signals",
+        json_schema_extra=LOCATION,
     )
 
 

@@ -116,7 +116,7 @@ def train(request: TrainRequest) -> None:
     settings, output = request.settings, Path(request.output)
     rank, world = dist.get_rank(), dist.get_world_size()
     device = _device(settings.device)
-    rows, signals = mixture.load(Path(request.mixture)), SignalStore(Path(request.signals))
+    rows, signals = mixture.load(Path(request.mixture)), SignalStore(request.signals)
     model, pad = _sharded(request.start, device, world)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=request.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True

@@ -34,8 +34,9 @@ from monitoring.settings import (
 
 PREFIX = "REDISTILL_"
 MODELS = ("student.base", "teacher.model")  # folders, or names on a hub
-LOCAL = ("workspace", "teacher.signals", "packaging.home")  # folders of this machine
-FOLDERS = (*LOCAL, "traffic.path", "registry.artifacts", *MODELS)  # the others may be URLs, or names on a hub
+LOCAL = ("workspace", "packaging.home")  # folders of this machine
+# The others may be URLs, or names on a hub.
+FOLDERS = (*LOCAL, "traffic.path", "teacher.signals", "registry.artifacts", *MODELS)
 SQLITE = "sqlite:///"
 NOT_SETTINGS = {"REDISTILL_ARXIV", "REDISTILL_CONFIG"}  # the tests' data file; the settings file itself
 LOCATION: JsonDict = {"location": True}
@@ -124,8 +125,8 @@ def load(config: str | Path | None = None, overrides: Mapping[str, Any] | None =
     for key in LOCAL:
         if "://" in (value := value_at(chosen.model_dump(), key)):
             raise SettingsError(
-                f"{key} = {masked(value)!r}: this is a folder of this machine; only traffic.path and "
-                "registry.artifacts can be URLs"
+                f"{key} = {masked(value)!r}: this is a folder of this machine; only traffic.path, "
+                "teacher.signals and registry.artifacts can be URLs"
             )
     return chosen
 

@@ -104,7 +104,7 @@ def ask(
     teacher.check(tokenizer, settings.teacher.top_k)
     encoded = encode(tokenizer, prompts, settings.student.max_prompt_tokens)
     with progress.bar(what, "prompts") as shown:
-        obtained = purchases.buy(SignalStore(Path(settings.signals)), teacher, encoded.ids, asked, shown)
+        obtained = purchases.buy(SignalStore(settings.signals), teacher, encoded.ids, asked, shown)
     return encoded.ids, encoded.truncated, obtained
 
 
@@ -118,6 +118,7 @@ def local_teacher(settings: Teaching) -> "LocalTeacher":
         max_new_tokens=settings.student.max_new_tokens,
         batch_size=settings.teacher.batch_size,
         device=settings.teacher.device,
+        signals_format=settings.teacher.signals_format,
     )
 
 
@@ -126,7 +127,7 @@ def answers(prompts: list[str], start: Path, settings: Teaching, asked: Path, wh
     from distill.prompts import load_tokenizer
 
     _, _, obtained = ask(prompts, start, settings, asked, f"teacher: {what}")
-    store, tokenizer = SignalStore(Path(settings.signals)), load_tokenizer(start)
+    store, tokenizer = SignalStore(settings.signals), load_tokenizer(start)
     ids = [store.get(key.tobytes()).answer for key in obtained.keys]
     return [tokenizer.decode(answer, skip_special_tokens=True) for answer in ids], obtained
 

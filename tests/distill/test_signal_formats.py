@@ -211,7 +211,7 @@ def test_a_flipped_bit_in_a_basis_is_found_and_its_file_named(tmp_path: Path) ->
     SignalStore(tmp_path).put(records)
     (file,) = tmp_path.glob("basis-*")
     content = file.read_bytes()
-    for bit in range(0, 8 * len(content), 7):
+    for bit in range(0, 8 * len(content), 31):
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << bit % 8
         file.write_bytes(flipped)
@@ -263,3 +263,11 @@ def test_an_unknown_format_is_refused_and_the_known_ones_named(text: str) -> Non
 def test_formats_are_read_as_kind_and_number() -> None:
     found = [encodings.parse(text) for text in ("topk:64", "hidden:bf16", "hidden:int8", "hidden:svd128")]
     assert found == [("topk", 64), ("bf16", 0), ("int8", 0), ("svd", 128)]
+
+
+def test_reading_costs_at_most_a_twentieth_of_a_training_step(tmp_path: Path) -> None:
+    from benchmarks.signals import STEP, measure
+
+    found = measure("topk:64", 2, tmp_path)
+    assert found.payload <= 276
+    assert found.first >= 20 * STEP

@@ -141,7 +141,7 @@ def test_a_registry_file_is_the_same_wherever_the_command_is_given(
     assert Places(given).registry_uri == f"sqlite:///{tmp_path}/here/mlflow.db"
 
 
-@pytest.mark.parametrize("key", ["workspace", "teacher.signals", "packaging.home"])
+@pytest.mark.parametrize("key", ["workspace", "packaging.home"])
 def test_a_url_where_a_folder_of_this_machine_is_needed_is_refused(key: str) -> None:
     *table, name = key.split(".")
     values: dict[str, Any] = {name: "s3://bucket/x"}
