@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from deployments.connection import masked
 from deployments.settings import PackagingSettings, RegistrySettings
-from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
+from distill.settings import AuditSettings, MixtureSettings, StudentSettings, TeacherSettings, TrainingSettings
 from monitoring.feature_settings import FeatureSettings
 from monitoring.settings import (
     DriftSettings,
@@ -67,6 +67,8 @@ class Settings(BaseSettings):
     )
     student: StudentSettings = StudentSettings()
     teacher: TeacherSettings = TeacherSettings()
+    mixture: MixtureSettings = MixtureSettings()
+    audit: AuditSettings = AuditSettings()
     training: TrainingSettings = TrainingSettings()
     traffic: TrafficSettings = TrafficSettings()
     reference: ReferenceSettings = ReferenceSettings()

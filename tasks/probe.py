@@ -25,6 +25,7 @@ from monitoring.profile import ReferenceProfile
 from monitoring.settings import JudgingSettings, ProbeSettings
 from tasks import purchases, teach
 from tasks.judge import held_out_slices
+from tasks.learned import learned_rows
 from tasks.plan import WINDOW_FILE
 from tasks.profile import agreement_rows, profiled_rows
 from tasks.run import Champion, Run, profile_folder, read_json, run_stage
@@ -138,7 +139,7 @@ def _cost(
     """Return the teacher tokens that the retrain would still buy, and how many seconds it would train."""
     from distill.prompts import encode, load_tokenizer
 
-    learned = pd.concat(teach.learned_rows(run, log, teaching))
+    learned = learned_rows(run, log, teaching)
     slices, _ = held_out_slices(run, log, settings.judging, teaching)
     unlabelled = [part.rows[part.rows["reference"].isna()] for part in slices]
     profiled = agreement_rows(profiled_rows(run, log, teaching.traffic), settings.probe)
@@ -148,6 +149,9 @@ def _cost(
     _, bought = lacking(store, teach.local_teacher(teaching), ids)
     answer = np.mean([len(store.get(key.tobytes()).answer) for key in obtained.keys])
     tokens = sum(len(ids[at]) for at in bought) + round(len(bought) * float(answer))
+    new = int((~learned["replay"]).sum())
+    sampled = min(new, teaching.audit.sample_rows) * teaching.audit.samples  # at most: they may be stored
+    tokens += round(sampled * float(np.mean([len(row) for row in ids[:new]]) + answer))
     return tokens, _training_seconds(run.folder.parent, champion, len(learned), teaching)
 
 

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from distill.checkpoint import digest, resolve
 from distill.errors import InputError
-from distill.generation import greedy_batches, stop_and_pad
+from distill.generation import Sampling, greedy_batches, stop_and_pad
 from distill.models import load_model
 from distill.prompts import fingerprint, load_tokenizer, vocabulary_size
 from distill.teachers.protocol import Signal
 
 
 class LocalTeacher:
-    """Greedy answers and top-k log-probabilities; the weights are loaded only when something is asked.
+    """Answers, greedy or drawn as `drawn` says, and top-k log-probabilities; weights are loaded when it is asked.
 
     Raises InputError when the checkpoint is missing or not whole.
     """
@@ -30,10 +30,11 @@ class LocalTeacher:
         max_new_tokens: int,
         batch_size: int = 64,
         device: str = "auto",
+        drawn: Sampling | None = None,
     ) -> None:
         self.model, self.folder = str(model), resolve(model, "teacher.model")
         self.top_k, self.max_new_tokens = top_k, max_new_tokens
-        self.batch_size, self.device = batch_size, device
+        self.batch_size, self.device, self.drawn = batch_size, device, drawn
 
     @cached_property
     def digest(self) -> str:
@@ -47,8 +48,9 @@ class LocalTeacher:
 
     @property
     def sampling(self) -> str:
-        """Greedy."""
-        return f"greedy:max_new_tokens={self.max_new_tokens}"
+        """Greedy, or temperature and seed of the draw."""
+        how = f"drawn:temperature={self.drawn.temperature}:seed={self.drawn.seed}" if self.drawn else "greedy"
+        return f"{how}:max_new_tokens={self.max_new_tokens}"
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -84,6 +86,7 @@ class LocalTeacher:
             top_k=self.top_k,
             vocabulary=vocabulary_size(self._tokenizer),
             batch_size=self.batch_size,
+            sampling=self.drawn,
         ):
             for row, found in rows:
                 yield row, Signal(found.answer, found.ids, found.topk, found.tail)

@@ -75,7 +75,8 @@ def test_a_batch_predicts_each_answer_token_from_the_one_before(tmp_path: Path) 
     keys = [key("teacher", "topk:2", "greedy", prompt) for prompt in prompts]
     store.put([(k, len(p), signal(a)) for k, p, a in zip(keys, prompts, answers, strict=True)])
     tokens, offsets = np.concatenate(prompts), np.array([0, 3, 4])
-    mixture = Mixture(tokens, offsets, np.frombuffer(b"".join(keys), np.uint8).reshape(2, 32))
+    of_rows = np.frombuffer(b"".join(keys), np.uint8).reshape(2, 32)
+    mixture = Mixture(tokens, offsets, of_rows, np.ones(2, np.float32))
     batch = collate(mixture, store, [0, 1], pad=0)
     assert batch.input_ids.tolist() == [[10, 11, 12, 3, 4], [20, 5, 6, 7, 0]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
