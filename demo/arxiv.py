@@ -37,7 +37,7 @@ DRIFTED_WINDOW = "2016-01-01..2017-01-01"
 VOCABULARY = 2048
 TEACHER = TeacherRecipe(width=192, layers=3, heads=6, steps=800, batch_size=64, learning_rate=1.5e-3, seed=0)
 BASE = BaseRecipe(width=96, layers=2, heads=3, seed=0)
-BATCH = 64
+BATCH, ROW_TOKENS = 64, 24  # titles in a step; tokens of one with its category, on average
 FIRST_STEPS, STEPS, REPLAY_SHARE = 600, 250, 1 / 3
 
 
@@ -115,7 +115,7 @@ def _write_settings(workspace: Path, learnt: pd.DataFrame, teacher: Path, base: 
             # At a KS distance of 0.1, 1 % of quiet windows of 500 titles alarmed; 2016 reaches 0.13.
             "drift": {"psi_bound": 0.05, "ks_distance": 0.13},
             "training": {
-                "batch_size": BATCH,
+                "tokens_per_step": BATCH * ROW_TOKENS,
                 "first_epochs": _epochs(FIRST_STEPS, first_rows),
                 "first_learning_rate": 3e-3,
                 "epochs": _epochs(STEPS, window_rows / (1 - REPLAY_SHARE)),

@@ -46,7 +46,7 @@ ARCHIVE_BEFORE, ARCHIVE_ROWS_PER_DAY = timedelta(days=14), 400
 TEACHER = TeacherRecipe(width=128, layers=2, heads=4, steps=300, batch_size=64, learning_rate=3e-3, seed=0)
 BASE = BaseRecipe(width=96, layers=2, heads=3, seed=0)
 TRAINING: dict[str, Value] = {
-    "batch_size": 64,
+    "tokens_per_step": 1536,  # some 64 tickets
     "first_epochs": 6.0,
     "first_learning_rate": 3e-3,
     "epochs": 4.0,

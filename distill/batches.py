@@ -1,104 +1,162 @@
-"""Rows -> batches, in an order that is a pure function of (seed, step), so that any step can be made again."""
+"""Rows -> what one process computes in a step: forward passes of bins, with the teacher's signals for their tokens."""
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.errors import InputError
 from distill.mixture import Mixture
+from distill.order import Order
+from distill.packing import Bin, Layout, dealt, passes
 from distill.signals import SignalStore
-from distill.teachers.protocol import Signal
+from distill.teachers.protocol import AnySignal
 
-IGNORED = -100
+ROUND = 8  # bins are a multiple of so many tokens: kernels are compiled and tuned for few shapes
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded rows: prompt, then the teacher's answer. B rows, L tokens, A answer tokens in all."""
+    """One forward pass: B bins of L tokens, in them rows of prompt, then answer. A answer tokens, P prompt tokens.
 
-    input_ids: NDArray[np.int64]  # (B, L)
-    attention_mask: NDArray[np.int64]  # (B, L)
-    prompt_labels: NDArray[np.int64]  # (B, L) the next token where it belongs to the prompt, else IGNORED
-    answer_at: NDArray[np.int64]  # (A,) flat positions in (B, L) that predict an answer token
-    answer: NDArray[np.int64]  # (A,) that token
-    ids: NDArray[np.int64]  # (A, k) the teacher's k likeliest tokens there
-    logprobs: NDArray[np.float32]  # (A, k) and their log-probabilities
-    tail: NDArray[np.float32]  # (A,) probability of all the others
-
-    @property
-    def answer_tokens(self) -> int:
-        """Tokens of the answers."""
-        return len(self.answer)
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Prompt tokens that are predicted: all but each row's first."""
-        return int((self.prompt_labels != IGNORED).sum())
-
-
-def step_count(rows: int, epochs: float, batch_size: int) -> int:
-    """Return how many steps of `batch_size` rows make `epochs` passes, at least one."""
-    return max(1, math.ceil(rows * epochs / batch_size))
-
-
-class Order:
-    """Which rows a step takes; a pure function of (lengths, batch_size, seed, step).
-
-    Each pass over the rows has a permutation of its own. Within POOL batches of it, rows of about the same length go
-    together, so that little of a batch is padding, and the batches come in random order.
+    A token's share is what it counts in the mean over the global batch: its row's weight over the sum of the weights
+    of all tokens of that kind. Shares of a kind add up to 1 over all passes and processes of a step.
     """
 
-    POOL = 4  # batches
-
-    def __init__(self, lengths: NDArray[np.int64], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
-        self._pass = lru_cache(maxsize=2)(self._shuffled)
-
-    def rows(self, step: int) -> list[int]:
-        """Return the row numbers of one global batch; the last one of a pass is filled up from the next pass."""
-        rows, first = len(self.lengths), step * self.batch_size
-        return [int(self._pass(at // rows)[at % rows]) for at in range(first, first + self.batch_size)]
-
-    def _shuffled(self, number: int) -> NDArray[np.int64]:
-        random = np.random.default_rng((self.seed, number))
-        order = random.permutation(len(self.lengths))
-        pools = np.split(order, range(self.POOL * self.batch_size, len(order), self.POOL * self.batch_size))
-        return np.concatenate([self._grouped(pool, random) for pool in pools])
-
-    def _grouped(self, pool: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
-        blurred = self.lengths[pool] * random.uniform(
-            0.8, 1.25, len(pool)
-        )  # else small data has the same batches always
-        by_length = pool[np.argsort(blurred, kind="stable")]
-        batches = np.split(by_length, range(self.batch_size, len(by_length), self.batch_size))
-        whole = len(pool) // self.batch_size  # the rest stays last, or all batches after it would be out of step
-        return np.concatenate([*(batches[at] for at in random.permutation(whole)), *batches[whole:]])
+    input_ids: NDArray[np.int64]  # (B, L)
+    position_ids: NDArray[np.int64]  # (B, L) from 0 in every row, 0 where there is none
+    filled: NDArray[np.int64]  # (B, L) 1 where there is a row; 1 everywhere if there is none, or softmax had nothing
+    answer_at: NDArray[np.int64]  # (A,) flat positions in (B, L) that predict an answer token
+    answer: NDArray[np.int64]  # (A,) that token
+    answer_share: NDArray[np.float32]  # (A,)
+    signal: AnySignal | None  # the teacher's, of these A tokens; None where there are none
+    prompt_at: NDArray[np.int64]  # (P,) flat positions that predict a prompt token: all but each row's first
+    prompt: NDArray[np.int64]  # (P,) that token
+    prompt_share: NDArray[np.float32]  # (P,)
 
 
-def collate(mixture: Mixture, signals: SignalStore, rows: list[int], pad: int) -> Batch:
-    """Return these rows as one padded batch with their teacher signals."""
-    found: list[Signal] = [signals.get(mixture.keys[row].tobytes()) for row in rows]
+@dataclass(frozen=True)
+class Step:
+    """One process's part of a global batch. Every process has as many passes, so that all take part in each."""
+
+    number: int
+    rows: list[int]  # of all processes
+    passes: list[Batch]
+    answer_tokens: int  # of all processes
+    prompt_tokens: int  # of all processes, as far as they are predicted
+    positions: int  # of this process: tokens and padding
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What the step's record says of its size."""
+        return {
+            "rows": len(self.rows),
+            "answer_tokens": self.answer_tokens,
+            "prompt_tokens": self.prompt_tokens,
+            "positions": self.positions,
+        }
+
+
+class Batches:
+    """The steps of one process of several; a pure function of (mixture, signals, limits, seed, step).
+
+    Raises InputError for a row without a prompt, and Failure for one whose signal is not in the store.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        signals: SignalStore,
+        *,
+        tokens_per_step: int,
+        tokens_per_pass: int,
+        layout: Layout,
+        width: int,
+        pad: int,
+        seed: int,
+        left_out: NDArray[np.bool_] | None = None,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.mixture, self.signals, self.pad = mixture, signals, pad
+        self.tokens_per_pass, self.layout, self.width = tokens_per_pass, layout, width
+        self.rank, self.processes = rank, processes
+        self.prompts = np.diff(mixture.offsets)  # (rows,) tokens of each prompt
+        if (empty := np.flatnonzero(self.prompts == 0)).size:
+            raise InputError(f"row {empty[0]} of the mixture has an empty prompt: nothing could predict its answer")
+        self.lengths: NDArray[np.int64] = signals.tokens(mixture.keys)  # (rows,) of prompt and answer
+        self.order = Order(self.lengths, tokens_per_step, seed, left_out)
+
+    def step(self, number: int) -> Step:
+        """Return this process's part of a global batch."""
+        rows = self.order.rows(number)
+        return self.part(number, rows, rows)
+
+    def part(self, number: int, rows: list[int], whole: list[int]) -> Step:
+        """Return this process's part of some rows, whose tokens have their shares of the mean over `whole`."""
+        answers, prompts = self.lengths - self.prompts, self.prompts - 1
+        weights = self.mixture.weights[whole].astype(np.float64)
+        weight = float(weights @ answers[whole]), float(weights @ prompts[whole])
+        plans = [
+            passes(hand, self.lengths[hand].tolist(), self.tokens_per_pass, self.layout, self.width)
+            for hand in dealt(rows, self.lengths[rows].tolist(), self.processes)
+        ]
+        mine = plans[self.rank]
+        mine = mine + [[] for _ in range(max(map(len, plans)) - len(mine))]
+        batches = [self._batch(bins, weight) for bins in mine]
+        positions = sum(batch.input_ids.size for batch in batches)
+        return Step(number, rows, batches, int(answers[rows].sum()), int(prompts[rows].sum()), positions)
+
+    def _batch(self, bins: Sequence[Bin], weight: tuple[float, float]) -> Batch:
+        return collate(self.mixture, self.signals, bins, self.pad, weight)
+
+
+def collate(
+    mixture: Mixture, signals: SignalStore, bins: Sequence[Bin], pad: int, weight: tuple[float, float] = (1.0, 1.0)
+) -> Batch:
+    """Return a forward pass over these bins; without any it is one of padding alone, and has no loss.
+
+    `weight` is what the rows' weights add up to over the global batch, on (answer tokens, prompt tokens).
+    """
+    rows = [row for members in bins for row in members]
+    answers, signal = signals.get_many(mixture.keys[rows]) if rows else (np.zeros(0, np.int64), None)
+    spoken = np.split(signal.answer, np.cumsum(answers)[:-1]) if signal else []
     prompts = [mixture.prompt(row) for row in rows]
-    length = max(len(prompt) + len(signal.answer) for prompt, signal in zip(prompts, found, strict=True))
-    input_ids = np.full((len(rows), length), pad, np.int64)
-    attention_mask = np.zeros((len(rows), length), np.int64)
-    prompt_labels = np.full((len(rows), length), IGNORED, np.int64)
-    answer_at = []
-    for b, (prompt, signal) in enumerate(zip(prompts, found, strict=True)):
-        p, end = len(prompt), len(prompt) + len(signal.answer)
-        input_ids[b, :p], input_ids[b, p:end] = prompt, signal.answer
-        attention_mask[b, :end] = 1
-        prompt_labels[b, : p - 1] = prompt[1:]
-        answer_at.append(b * length + np.arange(p - 1, end - 1))  # position t predicts token t + 1
+    lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, spoken, strict=True)]
+    starts, length = _places([len(members) for members in bins], lengths)
+    shape = max(1, len(bins)), length
+    input_ids = np.full(shape, pad, np.int64)
+    position_ids, filled = np.zeros(shape, np.int64), np.full(shape, 0 if rows else 1)
+    for start, prompt, answer in zip(starts, prompts, spoken, strict=True):
+        middle, end = start + len(prompt), start + len(prompt) + len(answer)
+        input_ids.flat[start:middle], input_ids.flat[middle:end] = prompt, answer
+        position_ids.flat[start:end] = np.arange(end - start)
+        filled.flat[start:end] = 1
+    asked = [len(prompt) for prompt in prompts]
+    share = [mixture.weights[rows] / total if rows else np.zeros(0) for total in weight]
     return Batch(
-        input_ids,
-        attention_mask,
-        prompt_labels,
-        np.concatenate(answer_at),
-        np.concatenate([s.answer for s in found]).astype(np.int64),
-        np.concatenate([s.ids for s in found]).astype(np.int64),
-        np.concatenate([s.logprobs for s in found]).astype(np.float32),
-        np.concatenate([s.tail for s in found]).astype(np.float32),
+        input_ids=input_ids,
+        position_ids=position_ids,
+        filled=filled,
+        # Position t predicts token t + 1.
+        answer_at=_joined([s + p - 1 + np.arange(a) for s, p, a in zip(starts, asked, answers, strict=True)], np.int64),
+        answer=_joined(spoken, np.int64),
+        answer_share=np.repeat(share[0], answers).astype(np.float32),
+        signal=signal,
+        prompt_at=_joined([s + np.arange(p - 1) for s, p in zip(starts, asked, strict=True)], np.int64),
+        prompt=_joined([prompt[1:] for prompt in prompts], np.int64),
+        prompt_share=np.repeat(share[1], [p - 1 for p in asked]).astype(np.float32),
     )
+
+
+def _places(members: Sequence[int], lengths: Sequence[int]) -> tuple[list[int], int]:
+    """Return where each row begins, flat in (B, L), and L; `members` says how many rows each bin has."""
+    bins = np.split(np.asarray(lengths, np.int64), np.cumsum(members)[:-1]) if members else []
+    length = -(-max((int(rows.sum()) for rows in bins), default=1) // ROUND) * ROUND
+    return [b * length + int(start) for b, rows in enumerate(bins) for start in np.cumsum(rows) - rows], length
+
+
+def _joined(parts: Sequence[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
+    return np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype)

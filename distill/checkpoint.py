@@ -1,18 +1,13 @@
-"""Checkpoints: where they are, whether they are whole, and the two kinds we write.
+"""A model on disk: a Hugging Face directory (or hub name) -> a local folder that is whole, and its SHA-256.
 
-resolve, digest       a Hugging Face directory (or hub name) -> a local folder, its SHA-256
-save, restore         the state of a training run (torch DCP), published by one rename
-export                the finished student as a Hugging Face directory
+The state of a training run lies in distill.states; the finished student is written by distill.models.export.
 """
 
 import hashlib
 import json
-import os
 import re
-import shutil
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from distill.errors import InputError
 
@@ -101,49 +96,3 @@ def digest(folder: str | Path) -> str:
 def _file_digest(path: Path, size: int, mtime_ns: int) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
-
-
-# --- the state of a training run -------------------------------------------------------------------------------
-
-
-def save(folder: Path, state: dict[str, Any], step: int, *, rank: int, keep: int = 2) -> None:
-    """Write the state after `step` and publish it as the latest; a crash leaves the one before. Collective."""
-    import torch.distributed as dist
-    from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
-
-    name = f"step-{step:06d}"
-    save_distributed(state, checkpoint_id=str(folder / name))
-    dist.barrier()  # every process has written its part
-    if rank == 0:
-        latest = {"name": name, "metadata_sha256": _metadata_digest(folder / name)}
-        partial = folder / "LATEST.partial"
-        partial.write_text(json.dumps(latest))
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, folder / "LATEST")
-        for old in sorted(folder.glob("step-*"))[:-keep]:
-            shutil.rmtree(old)
-    dist.barrier()
-
-
-def restore(folder: Path, state: dict[str, Any]) -> bool:
-    """Load the latest published state into `state`; False when there is none yet. Collective.
-
-    DCP unpickles its metadata, so only a folder of this run whose digest was published with it is read.
-    """
-    from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
-
-    if not (folder / "LATEST").is_file():
-        return False
-    latest = json.loads((folder / "LATEST").read_text())
-    step = folder / latest["name"]
-    if _metadata_digest(step) != latest["metadata_sha256"]:
-        raise InputError(
-            f"training state {str(step)!r} is not what was published: delete {str(folder)!r} to start anew"
-        )
-    load_distributed(state, checkpoint_id=str(step))
-    return True
-
-
-def _metadata_digest(step: Path) -> str:
-    return hashlib.sha256((step / ".metadata").read_bytes()).hexdigest()

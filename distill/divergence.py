@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from distill.errors import InputError
-from distill.formulas import FORMULAS, Kind
+from distill.formulas import FORMULAS
+from distill.settings import Divergence
 from distill.tile import Head, Hidden, Teacher, TopK, Work, loss_of_rows
 
 __all__ = ["IGNORED", "TILE", "Head", "Hidden", "Losses", "Teacher", "TopK", "losses"]
@@ -41,7 +42,7 @@ def losses(
     divergence_weights: Tensor | None = None,
     targets: Tensor | None = None,
     target_weights: Tensor | None = None,
-    kind: Kind = "forward_kl",
+    kind: Divergence = "forward_kl",
     beta: float = 0.5,
     temperature: float = 1.0,
 ) -> Losses:

@@ -13,20 +13,13 @@ Every function takes (q, p, log_q, log_p, beta), all (rows, outcomes) but beta, 
 """
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-Kind: TypeAlias = Literal[
-    "forward_kl",
-    "reverse_kl",
-    "jensen_shannon",
-    "skewed_forward_kl",
-    "skewed_reverse_kl",
-    "adaptive_kl",
-    "total_variation",
-]
+from distill.settings import Divergence
+
 Formula: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 _TINY = torch.finfo(torch.float32).tiny  # below it a mixture of p and q has no logarithm, and both are as good as 0
@@ -94,7 +87,7 @@ def total_variation(q: Tensor, p: Tensor, log_q: Tensor, log_p: Tensor, beta: fl
     return value, pulled.sub_(q * pulled.sum(-1, keepdim=True))
 
 
-FORMULAS: dict[Kind, Formula] = {
+FORMULAS: dict[Divergence, Formula] = {
     "forward_kl": forward_kl,
     "reverse_kl": reverse_kl,
     "jensen_shannon": jensen_shannon,

@@ -1,7 +1,9 @@
 """Greedy answers of a causal LM, with the log-probabilities of what it said and of what it might have."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.errors import Failure, InputError
+from distill.final_states import FinalStates
 
 Progress = Callable[[int, int], None]  # (rows done, rows in all)
 
@@ -23,19 +26,46 @@ class Generated:
     ids: NDArray[np.int32]  # (T, k) the likeliest tokens, likeliest first
     topk: NDArray[np.float16]  # (T, k) their log-probabilities
     tail: NDArray[np.float32]  # (T,) probability of all the others
+    states: NDArray[np.float32] | None = None  # (T, D) of which the output layer makes the logits, if asked for
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn; the draw is a pure function of (seed, prompt), whatever else is in the batch."""
+
+    temperature: float
+    seed: int
+
+
+class _Noise:
+    """Gumbel noise: the likeliest token of noisy scores is a sample of their softmax (Gumbel 1954)."""
+
+    def __init__(self, sampling: Sampling, prompts: Sequence[NDArray[np.int32]]) -> None:
+        self.temperature = sampling.temperature
+        digests = [hashlib.sha256(f"{sampling.seed}:".encode() + prompt.tobytes()).digest() for prompt in prompts]
+        self.rows = [torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")) for digest in digests]
+
+    def added(self, scores: Tensor) -> Tensor:
+        """Return scores (B, V), divided by the temperature, with the noise of the next step."""
+        size, least = scores.shape[1], torch.finfo(torch.float32).tiny
+        drawn = torch.stack([torch.empty(size).exponential_(generator=row) for row in self.rows])  # (B, V)
+        return scores.float() / self.temperature - drawn.clamp_(min=least).log_().to(scores.device)
 
 
 class _Recorder:
     """A logits processor that keeps what is needed of each step: O(k) a token, never O(V)."""
 
-    def __init__(self, top_k: int, vocabulary: int) -> None:
-        self.top_k, self.vocabulary = top_k, vocabulary
+    def __init__(self, top_k: int, vocabulary: int, noise: _Noise | None = None) -> None:
+        self.top_k, self.vocabulary, self.noise = top_k, vocabulary, noise
         self.steps: list[tuple[Tensor, ...]] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores[:, self.vocabulary :] = float("-inf")  # padding of the output layer: no text has these ids
         logprobs = scores.float().log_softmax(-1)  # (B, V)
         chosen = logprobs.amax(-1)  # (B,) greedy takes the likeliest
+        if self.noise:
+            scores = self.noise.added(scores)
+            chosen = logprobs.gather(-1, scores.argmax(-1, keepdim=True)).squeeze(-1)
         if self.top_k:
             kept, ids = logprobs.topk(self.top_k, -1)  # (B, k)
             # The others are added up themselves: 1 - sum(kept) would cancel to noise where the model is sure.
@@ -86,6 +116,15 @@ def greedy(
     return [found[at] for at in range(len(prompts))]
 
 
+def sampled(model: Any, prompts: Sequence[NDArray[np.int32]], sampling: Sampling, **options: Any) -> list[Generated]:
+    """Return one sampled answer to each prompt, in the order of the prompts; options and errors as of `greedy`.
+
+    The log-probabilities are those of the model, without temperature.
+    """
+    found = {at: row for rows in greedy_batches(model, prompts, sampling=sampling, **options) for at, row in rows}
+    return [found[at] for at in range(len(prompts))]
+
+
 def greedy_batches(
     model: Any,
     prompts: Sequence[NDArray[np.int32]],
@@ -96,8 +135,13 @@ def greedy_batches(
     top_k: int = 0,
     vocabulary: int | None = None,
     batch_size: int = 64,
+    sampling: Sampling | None = None,
+    hidden: bool = False,
 ) -> Iterator[list[tuple[int, Generated]]]:
-    """Yield `greedy`'s answers batch by batch, as (number of the prompt, answer)."""
+    """Yield `greedy`'s answers (with `sampling`: `sampled`'s) batch by batch, as (number of the prompt, answer).
+
+    With `hidden` their states come too.
+    """
     outputs = model.get_output_embeddings().weight.shape[0]
     vocabulary = min(vocabulary or outputs, outputs)
     _check(model, prompts, max_new_tokens, top_k, vocabulary)
@@ -106,11 +150,16 @@ def greedy_batches(
     order = np.argsort(-lengths, kind="stable")
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]
-        recorder = _Recorder(top_k, vocabulary)
-        answers = _answers(model, [prompts[row] for row in rows], max_new_tokens, list(eos), pad, recorder)
+        asked = [prompts[row] for row in rows]
+        recorder = _Recorder(top_k, vocabulary, _Noise(sampling, asked) if sampling else None)
+        with FinalStates(model) if hidden else nullcontext() as states:
+            answers = _answers(model, asked, max_new_tokens, list(eos), pad, recorder)
         kept = recorder.arrays()
         ends = _ends(answers, eos)
         found = [(int(row), _cut(answers, kept, b, int(ends[b]))) for b, row in enumerate(rows)]
+        if states:
+            whole = states.array()  # (B, S, D)
+            found = [(at, replace(row, states=whole[b, : len(row.answer)])) for b, (at, row) in enumerate(found)]
         if wrong := sum(not np.isfinite(answer.logprobs).all() for _, answer in found):
             raise Failure(
                 f"{wrong} of {len(found)} answers of {model.config._name_or_path!r} have log-probabilities "

@@ -1,24 +1,38 @@
-"""Starts the training processes through torch elastic, streams their lines and takes the whole tree down."""
+"""Starts the training processes of this machine, streams their lines and takes the whole tree down.
 
+    python -m distill.launch request.json                                                       one machine
+    python -m distill.launch request.json --nodes 2 --node-rank 0 --rendezvous 10.0.0.1:29400   the first of two
+    python -m distill.launch request.json --nodes 2 --node-rank 1 --rendezvous 10.0.0.1:29400   the second
+
+Each machine has an agent of torch elastic (distill.agent) and its workers (distill.worker). Where one process dies all
+of them end; the next start goes on from the last training state, on as many processes and machines as it is given.
+"""
+
+import argparse
 import contextlib
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distill.errors import Failure
-from distill.request import ERROR, PROGRESS
+from distill.errors import Failure, InputError
+from distill.nodes import Nodes
+from distill.request import ERROR, PROGRESS, TrainRequest
 
 _PR_SET_PDEATHSIG = 1
 _GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_RANK = re.compile(r"^\[rank \d+\] ")
+ALONE = Nodes()
 
 
 def train_in_processes(
@@ -27,33 +41,67 @@ def train_in_processes(
     *,
     on_line: Callable[[str], None],
     on_step: Callable[[dict[str, Any]], None],
+    nodes: Nodes = ALONE,
 ) -> None:
-    """Run `distill.worker` on this machine; `on_step` is given each step's record, `on_line` every other line.
+    """Train on `processes` of this machine; `on_step` is given each step's record, `on_line` every other line.
 
-    Raises Failure with the reason of the first process that failed. Nothing is left running afterwards, also when
-    this process is interrupted or killed.
+    With several nodes each of them has to call this; all need the folders of the request (a shared file system). Raises
+    Failure with the reason of the first process that failed. Nothing is left running afterwards, also when this process
+    is interrupted or killed.
     """
+    for left in range(nodes.restarts, -1, -1):
+        failed = _attempt(request, processes, nodes, on_line, on_step)
+        if failed is None:
+            return
+        if failed["kind"] == "own" or not left:
+            raise Failure(_told(failed))
+        on_line(f"{_told(failed)}. Starting again ({left} left)")
+
+
+def _attempt(
+    request: Path,
+    processes: int,
+    nodes: Nodes,
+    on_line: Callable[[str], None],
+    on_step: Callable[[dict[str, Any]], None],
+) -> dict[str, Any] | None:
+    """Run the agent once; returns None when the training is finished, else how it failed."""
     last: deque[str] = deque(maxlen=20)
-    reasons: list[str] = []
-    with _tree(_command(request, processes), _environment(processes)) as workers:
-        assert workers.stdout is not None
-        for line in workers.stdout:
-            text = line.rstrip()
+    failed: dict[str, Any] = {}
+    with _tree(_command(request, processes, nodes), _environment(processes)) as agent:
+        assert agent.stdout is not None
+        for line in agent.stdout:
+            shown = line.rstrip()
+            text = _RANK.sub("", shown)
             if text.startswith(PROGRESS):
                 on_step(json.loads(text.removeprefix(PROGRESS)))
-                continue
-            if text.startswith(ERROR):
-                reasons.append(text.removeprefix(ERROR))
-            last.append(text)
-            on_line(text)
-        code = workers.wait()
-    if code:
-        raise Failure(f"training failed with exit code {code}: {reasons[0] if reasons else ' | '.join(last)}")
+            elif text.startswith(ERROR):
+                failed = json.loads(text.removeprefix(ERROR))
+            else:
+                last.append(shown)
+                on_line(shown)
+        code = agent.wait()
+    if not code:
+        return None
+    if failed:
+        return failed
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    reason = f"the agent of this machine {how}: {' | '.join(last)}"
+    return {"rank": -1, "kind": "killed" if code < 0 else "own", "reason": reason, "log": ""}
 
 
-def _command(request: Path, processes: int) -> list[str]:
-    elastic = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "0"]
-    return [*elastic, "--nproc-per-node", str(processes), "-m", "distill.worker", str(request)]
+def _told(failed: dict[str, Any]) -> str:
+    if failed["rank"] < 0:
+        return f"training failed: {failed['reason']}"
+    who = f"rank {failed['rank']} (process {failed['pid']} on node {failed['node']})"
+    goes_on = "" if failed["kind"] == "own" else "; started again, the training goes on from its last checkpoint"
+    between = ": " if failed["kind"] == "own" else " "
+    return f"training failed: {who}{between}{failed['reason']}{goes_on}. All it said: {failed['log']}"
+
+
+def _command(request: Path, processes: int, nodes: Nodes) -> list[str]:
+    plan = {"request": str(request), "processes": processes, "nodes": asdict(nodes)}
+    return [sys.executable, "-m", "distill.agent", json.dumps(plan)]
 
 
 def _environment(processes: int) -> dict[str, str]:
@@ -65,7 +113,6 @@ def _environment(processes: int) -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONUNBUFFERED": "1",
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
 
 
@@ -104,3 +151,56 @@ def _die_with_parent(parent: int) -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it died before we could ask
             os._exit(1)
+
+
+def main() -> int:
+    """Train what a request says; returns the exit code: 1 when it failed, 2 when it cannot be used."""
+    arguments = _parser().parse_args()
+    try:
+        settings = TrainRequest.load(arguments.request).settings
+        given = {
+            "nodes": arguments.nodes,
+            "node_rank": arguments.node_rank,
+            "rendezvous": arguments.rendezvous,
+            "rendezvous_seconds": arguments.rendezvous_seconds,
+            "restarts": arguments.restarts,
+        }
+        nodes = Nodes.of(settings.model_copy(update={name: v for name, v in given.items() if v is not None}))
+        processes = settings.processes if arguments.processes is None else arguments.processes
+        train_in_processes(arguments.request, processes, on_line=_show, on_step=_show_step, nodes=nodes)
+    except (InputError, Failure) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    return os.EX_OK
+
+
+def _show(line: str) -> None:
+    print(line, flush=True)
+
+
+def _show_step(record: dict[str, Any]) -> None:
+    _show(f"step {record['step']} of {record['steps']}: loss {record['loss']:.4f}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        prog="python -m distill.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("request", type=Path, help="request.json of a training; its folders are read and written on every machine")
+    add("--nodes", type=int, help="machines that train together (request: training.nodes)")
+    add("--node-rank", type=int, help="which of them this one is, from 0; 0 hosts the rendezvous")
+    add(
+        "--rendezvous",
+        metavar="HOST:PORT",
+        help="an address of machine 0 that the others reach; only it is listened at",
+    )
+    add("--rendezvous-seconds", type=float, metavar="S", help="how long to wait for the others [s]")
+    add("--processes", type=int, help="training processes on this machine")
+    add("--restarts", type=int, help="new starts after a process or machine was lost; its own errors end a training")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

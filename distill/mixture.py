@@ -1,4 +1,4 @@
-"""Which rows a student learns from: all of the window, plus replay of what it learned before."""
+"""The rows that a student learns from: tokenised prompts, the keys of their teacher signals, and what each counts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,12 @@ from distill.errors import InputError
 
 @dataclass(frozen=True)
 class Mixture:
-    """Training rows: tokenised prompts and the keys of their teacher signals."""
+    """Training rows: tokenised prompts, the keys of their teacher signals, and their weights."""
 
     tokens: NDArray[np.int32]  # all prompts, one after the other
     offsets: NDArray[np.int64]  # (rows + 1,) where each begins
     keys: NDArray[np.uint8]  # (rows, 32)
+    weights: NDArray[np.float32]  # (rows,) what each of a row's tokens counts, 1 on average
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -35,20 +36,38 @@ def draw(available: int, count: int, seed: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(seed).choice(available, size=count, replace=False))
 
 
-def save(path: Path, prompts: list[NDArray[np.int32]], keys: NDArray[np.uint8]) -> None:
-    """Write the rows of a mixture as one safetensors file."""
+def save(
+    path: Path,
+    prompts: list[NDArray[np.int32]],
+    keys: NDArray[np.uint8],
+    weights: NDArray[np.float32] | None = None,
+) -> None:
+    """Write the rows of a mixture as one safetensors file; without weights all rows count the same.
+
+    Raises InputError when the parts are not of as many rows, or the weights are not positive with mean 1.
+    """
     from safetensors.numpy import save_file
 
-    if len(prompts) != len(keys):
-        raise InputError(f"{len(prompts)} prompts but {len(keys)} signals: each row needs one of each")
+    weights = np.ones(len(prompts), np.float32) if weights is None else weights.astype(np.float32)
+    if not len(prompts) == len(keys) == len(weights):
+        raise InputError(
+            f"{len(prompts)} prompts, {len(keys)} signals and {len(weights)} weights: each row needs one of each"
+        )
+    if len(weights) and not (weights.min() > 0 and abs(weights.mean(dtype=np.float64) - 1) < 1e-4):
+        raise InputError(
+            f"weights from {weights.min()} on with mean {weights.mean()}: they must be above 0 and have mean 1"
+        )
     offsets = np.zeros(len(prompts) + 1, np.int64)
     np.cumsum([len(prompt) for prompt in prompts], out=offsets[1:])
     tokens = np.concatenate(prompts).astype(np.int32) if prompts else np.zeros(0, np.int32)
-    save_file({"tokens": tokens, "offsets": offsets, "keys": np.ascontiguousarray(keys)}, str(path))
+    keys = np.ascontiguousarray(keys)
+    save_file({"tokens": tokens, "offsets": offsets, "keys": keys, "weights": np.ascontiguousarray(weights)}, str(path))
 
 
 def load(path: Path) -> Mixture:
-    """Read the rows that `save` wrote."""
+    """Read the rows that `save` wrote; in a file of an earlier version all count the same."""
     from safetensors.numpy import load_file
 
-    return Mixture(**load_file(str(path)))
+    parts = load_file(str(path))
+    parts.setdefault("weights", np.ones(len(parts["keys"]), np.float32))
+    return Mixture(**parts)

@@ -70,4 +70,5 @@ def export(model: Any, weights: dict[str, Any], source: Path, folder: Path) -> N
     with _without_progress_bar():
         model.save_pretrained(partial, state_dict=weights)
     load_tokenizer(source).save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)  # of a training that was finished before
     os.replace(partial, folder)

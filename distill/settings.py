@@ -7,6 +7,15 @@ from pydantic.config import JsonDict
 
 LOCATION: JsonDict = {"location": True}  # where a thing lies, not what comes out: no part of a request's identity
 Device = Literal["auto", "cpu", "cuda"]
+Divergence = Literal[  # distill.formulas has the formulas
+    "forward_kl",
+    "reverse_kl",
+    "jensen_shannon",
+    "skewed_forward_kl",
+    "skewed_reverse_kl",
+    "adaptive_kl",
+    "total_variation",
+]
 
 
 class Section(BaseModel):
@@ -35,10 +44,18 @@ class TeacherSettings(Section):
 
     model: str = Field("", description="folder or hub name of the teacher, a causal LM", json_schema_extra=LOCATION)
     top_k: int = Field(32, ge=1, description="log-probabilities kept for each answer token [count]")
+    signals_format: str = Field(
+        "",
+        pattern=r"^(|topk:[1-9]\d*|hidden:(bf16|int8|svd[1-9]\d*))$",
+        description="what is kept of the teacher: topk:K, or its final states as hidden:bf16, hidden:int8 or "
+        "hidden:svdR (R directions); empty: topk:`teacher.top_k`",
+    )
     batch_size: int = Field(64, ge=1, description="prompts asked at once [rows]")
     device: Device = Field("auto", description="where teacher and scoring run [auto, cpu, cuda]")
     signals: str = Field(
-        "", description="store of teacher signals; empty: WORKSPACE/signals", json_schema_extra=LOCATION
+        "",
+        description="store of teacher signals, a folder or fsspec URL; empty: WORKSPACE/signals",
+        json_schema_extra=LOCATION,
     )
 
 
@@ -50,10 +67,49 @@ class TrainingSettings(Section):
     learning_rate: float = Field(2e-3, gt=0, description="peak learning rate from the champion's weights [1/step]")
     first_learning_rate: float = Field(3e-3, gt=0, description="peak learning rate of the first champion [1/step]")
     warmup_steps: int = Field(50, ge=0, description="linear warm-up, then cosine to a tenth [steps]")
-    batch_size: int = Field(64, ge=1, description="rows in one step, over all processes [rows]")
-    micro_batch_size: int = Field(64, ge=1, description="rows in one forward pass of one process [rows]")
+    tokens_per_step: int = Field(
+        2048, ge=1, description="tokens of prompts and answers in one step, over all processes [tokens]"
+    )
+    tokens_per_pass: int = Field(
+        8192,
+        ge=1,
+        description="tokens and padding in one forward pass of one process [tokens]",
+        json_schema_extra=LOCATION,
+    )
+    packing: bool = Field(
+        True,
+        description="rows share sequences, with attention to each its own; false: they are padded [true, false]",
+        json_schema_extra=LOCATION,
+    )
     replay_share: float = Field(
         1 / 3, ge=0, lt=1, description="share of the mixture drawn from earlier windows [share]"
+    )
+    divergence: Divergence = Field(
+        "forward_kl",
+        description="of the student from the teacher [forward_kl, reverse_kl, jensen_shannon, skewed_forward_kl, "
+        "skewed_reverse_kl, adaptive_kl, total_variation]",
+    )
+    divergence_beta: float = Field(
+        0.5, ge=0, lt=1, description="jensen_shannon's weight of the teacher, or how far the skewed ones mix [share]"
+    )
+    temperature: float = Field(
+        1.0, gt=0, description="divides the logits of both in the divergence; not 1: top-k does not do [factor]"
+    )
+    live_teacher: bool = Field(
+        False,
+        description="the teacher runs in every training process, on its batches: only its answers are stored "
+        "[true, false]",
+    )
+    hidden_weight: float = Field(
+        0.0, ge=0, description="weight of the distance of hidden states: a live teacher, or hidden signals [factor]"
+    )
+    attention_weight: float = Field(
+        0.0, ge=0, description="weight of the divergence of attention maps: a live teacher [factor]"
+    )
+    layers: str = Field(
+        "last",
+        pattern=r"^(last|uniform|\s*(\d+|last):(\d+|last)\s*(,\s*(\d+|last):(\d+|last)\s*)*)$",
+        description="which layers both compare: last, uniform, or STUDENT:TEACHER pairs as in 2:4,last:last",
     )
     cross_entropy_weight: float = Field(
         0.1, ge=0, description="weight of cross entropy on the teacher's answer beside the divergence [factor]"
@@ -62,14 +118,177 @@ class TrainingSettings(Section):
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay [1/step]")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm [norm]")
     checkpoint_steps: int = Field(50, ge=1, description="a training checkpoint every so many steps [steps]")
-    processes: int = Field(1, ge=1, description="training processes on this machine (FSDP2) [count]")
+    keep_checkpoints: int = Field(
+        2, ge=1, description="newest training checkpoints kept, besides the best [count]", json_schema_extra=LOCATION
+    )
+    validation_share: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="share of the mixture never learned from, to find the best step; 0: judge alone decides [share]",
+    )
+    validation_steps: int = Field(50, ge=1, description="validation every so many steps, and after the last [steps]")
+    patience: int = Field(
+        0, ge=0, description="validations without a better one before training stops; 0: never [count]"
+    )
+    loss_spike: float = Field(
+        10.0, ge=0, description="a loss above so many times the median stops the training; 0: never [factor]"
+    )
+    norm_spike: float = Field(
+        100.0, ge=0, description="the same for the gradient norm before clipping; 0: never [factor]"
+    )
+    spike_steps: int = Field(20, ge=3, description="steps the medians are taken over; none stops before [steps]")
+    processes: int = Field(
+        1, ge=1, description="training processes on each machine (FSDP2) [count]", json_schema_extra=LOCATION
+    )
+    nodes: int = Field(1, ge=1, description="machines that train together [count]", json_schema_extra=LOCATION)
+    node_rank: int = Field(
+        0, ge=0, description="which of them this one is; 0 hosts the rendezvous [0..nodes)", json_schema_extra=LOCATION
+    )
+    rendezvous: str = Field(
+        "",
+        pattern=r"^$|^[^\s/]+:\d{1,5}$",
+        description="HOST:PORT of machine 0, where the others find it; more than one machine needs it",
+        json_schema_extra=LOCATION,
+    )
+    rendezvous_seconds: float = Field(
+        600.0, gt=0, description="how long a machine waits for the others [s]", json_schema_extra=LOCATION
+    )
+    restarts: int = Field(
+        0, ge=0, description="new starts after a process or machine was lost [count]", json_schema_extra=LOCATION
+    )
+    replicas: int = Field(
+        1,
+        ge=1,
+        description="whole copies of the student, each sharded over its part of all processes (HSDP) [count]",
+        json_schema_extra=LOCATION,
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of passes; weights, moments and sums of gradients stay in fp32 [fp32, bf16]"
+    )
+    checkpoint_activations: bool = Field(
+        False,
+        description="work out a block's activations again in the backward pass: less memory, more time [true, false]",
+        json_schema_extra=LOCATION,
+    )
+    cpu_offload: bool = Field(
+        False, description="keep weights and moments in the CPU's memory [true, false]", json_schema_extra=LOCATION
+    )
+    compile: bool = Field(
+        False,
+        description="compile the student's blocks (torch.compile): slow at first [true, false]",
+        json_schema_extra=LOCATION,
+    )
+    lora_rank: int = Field(
+        0, ge=0, description="rank of adapters that learn in place of the weights; 0: all weights learn [count]"
+    )
+    lora_alpha: float = Field(32.0, gt=0, description="adapters count alpha / rank [factor]")
+    lora_targets: str = Field(
+        "all-linear",
+        min_length=1,
+        description="linear layers that get adapters: names with commas, or all-linear for those of all blocks",
+    )
     device: Device = Field("auto", description="where the student trains [auto, cpu, cuda]")
     seed: int = Field(0, ge=0, description="of order and draws [integer]")
 
     @model_validator(mode="after")
-    def _every_process_gets_as_many_rows(self) -> "TrainingSettings":
-        if self.batch_size % self.processes:
-            raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of processes {self.processes}: choose one that is"
-            )
+    def _machines_find_each_other(self) -> "TrainingSettings":
+        if self.node_rank >= self.nodes:
+            raise ValueError(f"node_rank {self.node_rank} is none of {self.nodes} nodes: they count from 0")
+        if self.nodes > 1 and not self.rendezvous:
+            raise ValueError(f"nodes = {self.nodes} needs rendezvous = HOST:PORT of machine 0")
         return self
+
+
+def disagreement(teacher: TeacherSettings, training: TrainingSettings) -> tuple[str, tuple[str, ...]] | None:
+    """Return what the training asks of the teacher and will not get, and the keys concerned; None if nothing."""
+    hidden = teacher.signals_format.startswith("hidden")
+    if training.live_teacher:
+        return None
+    if training.attention_weight:
+        return (
+            "attention maps are not stored: set training.live_teacher to true, or training.attention_weight to 0",
+            ("training.attention_weight", "training.live_teacher"),
+        )
+    if training.hidden_weight and not hidden:
+        return (
+            "hidden states are not among top-k signals: set training.live_teacher to true, or teacher.signals_format "
+            "to hidden:bf16",
+            ("training.hidden_weight", "training.live_teacher", "teacher.signals_format"),
+        )
+    if training.hidden_weight and training.layers != "last":
+        return (
+            "signals hold the last layer's states alone: set training.layers to last, or training.live_teacher to true",
+            ("training.layers", "training.live_teacher"),
+        )
+    if training.temperature != 1 and not hidden:
+        return (
+            "the mass of the tail of top-k is known at temperature 1 alone: set training.temperature to 1, or "
+            "training.live_teacher to true, or teacher.signals_format to hidden:bf16",
+            ("training.temperature", "training.live_teacher", "teacher.signals_format"),
+        )
+    return None
+
+
+class MixtureSettings(Section):
+    """Which rows the student learns from, and how much each counts."""
+
+    drift_weight: float = Field(
+        1.5, gt=0, description="weight of a window's row that champion and teacher answer differently [factor]"
+    )
+    class_balance: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="a row weighs its answer's frequency to the power of minus this; 0: no balance [power]",
+    )
+    max_weight: float = Field(10.0, ge=1, description="no row weighs more than so many mean rows [factor]")
+    near_duplicates: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="of prompts whose token shingles are as similar, with one answer, one is learned; 0: no such look "
+        "[Jaccard similarity]",
+    )
+    segments: str = Field(
+        "",
+        pattern=r"^(answer|meta_.+)?$",
+        description="what replay is drawn evenly over: a meta_ column, or answer; empty: all meta_ columns of few "
+        "values together, else answer [name]",
+    )
+    evenness: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="replay of a segment goes by its rows (0), is the same for all (1), or between [power]",
+    )
+    error_share: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="share of the rows that the teacher is sure of and the champion answers differently that is never "
+        "learned: the teacher-error set [share]",
+    )
+    error_rows: int = Field(200, ge=0, description="largest teacher-error set [rows]")
+    sure_logprob: float = Field(
+        -0.1,
+        lt=0,
+        description="the teacher is sure of an answer whose mean token log-probability is at least this [nats]",
+    )
+
+
+class AuditSettings(Section):
+    """What of the teacher's answers is not believed."""
+
+    labels: bool = Field(True, description="rows whose label is not the teacher's answer are not learned [true, false]")
+    samples: int = Field(0, ge=0, description="answers sampled from the teacher for a row; 0: none [count]")
+    sample_rows: int = Field(256, ge=0, description="rows asked for samples, the drifted ones first [rows]")
+    temperature: float = Field(1.0, gt=0, description="temperature of the samples [factor]")
+    agreement: float = Field(
+        0.5, ge=0, le=1, description="rows are not learned when fewer of their samples are the greedy answer [share]"
+    )
+    min_logprob: float = Field(
+        0.0,
+        le=0,
+        description="rows are not learned whose mean token log-probability is lower for the teacher; 0: all are [nats]",
+    )

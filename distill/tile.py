@@ -91,10 +91,11 @@ def _against(
 
 
 def _against_topk(work: Work, teacher: TopK, log_q: Tensor, q: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-    ids, log_p = teacher.ids[rows], teacher.logprobs[rows].to(q.dtype).clamp(min=_LEAST)
+    ids, log_p = teacher.ids[rows], teacher.logprobs[rows].to(q.dtype)
     kept_q, kept_log_q = q.gather(-1, ids), log_q.gather(-1, ids)
     if ids.shape[-1] == q.shape[-1]:  # everything is kept: there is no tail
-        value, kept = work.formula(kept_q, log_p.exp(), kept_log_q, log_p, work.beta)
+        p, log_p = _distribution(log_p)
+        value, kept = work.formula(kept_q, p, kept_log_q, log_p, work.beta)
         return value, torch.empty_like(q).scatter_(-1, ids, kept)
     # The others are added up themselves: 1 - sum(kept) would cancel to noise where the student is sure.
     rest = q.scatter(-1, ids, 0.0)
@@ -103,16 +104,22 @@ def _against_topk(work: Work, teacher: TopK, log_q: Tensor, q: Tensor, rows: sli
     if (faint := mass[:, 0] < _UNDERFLOW).any():
         alone = log_q[faint].scatter(-1, ids[faint], float("-inf"))
         log_mass[faint], rest[faint], share[faint] = alone.logsumexp(-1, keepdim=True), alone.softmax(-1), 1.0
-    tail = teacher.tail[rows, None].to(q.dtype)
+    p, log_p = _distribution(torch.cat([log_p, teacher.tail[rows, None].to(q.dtype).log()], -1))
     value, pull = work.formula(
         torch.cat([kept_q, mass], -1),
-        torch.cat([log_p.exp(), tail], -1),
+        p,
         torch.cat([kept_log_q, log_mass], -1),
-        torch.cat([log_p, tail.log().clamp(min=_LEAST)], -1),
+        log_p,
         work.beta,
     )
     # What pulls at the tail as a whole pulls at each of its tokens by its share of it.
     return value, rest.mul_(pull[:, -1:] / share).scatter_(-1, ids, pull[:, :-1])
+
+
+def _distribution(log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """Return p and log p of log-probabilities that add up to 1 but for what rounding took, as float16 does."""
+    log_p = log_p.log_softmax(-1)
+    return log_p.exp(), log_p.clamp(min=_LEAST)
 
 
 def _normalise(logits: Tensor) -> Tensor:

@@ -1,21 +1,17 @@
-"""The hot loop: a student learns the teacher's signals, on one process or many (FSDP2).
+"""The hot loop: a student learns the teacher's signals, on one process or many.
 
-Every step takes `batch_size` rows. Its loss is a mean over all the tokens of that global batch, whatever the number
-of processes and micro-batches:
-
-    loss = (KL + w_ce * CE) / answer tokens + w_prompt * CE_prompt / prompt tokens
+Every step takes some `tokens_per_step` tokens (distill/order.py), dealt over the processes and packed into forward
+passes (distill/batches.py). Its loss is a mean over all the tokens of that global batch (distill/objective.py).
 """
 
-import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -26,76 +22,38 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.checkpoint.stateful import Stateful
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from distill import batches, checkpoint, divergence, mixture
-from distill.batches import Batch
-from distill.errors import Failure
-from distill.models import export, load_model, resolve_device
-from distill.request import PROGRESS, TrainRequest
+from distill import adapters, guards, mixture, outcome, states, validation
+from distill.ahead import made_ahead
+from distill.attention import layout_of
+from distill.batches import Batches
+from distill.errors import InputError
+from distill.models import export, load_model
+from distill.objective import Objective
+from distill.packing import Layout
+from distill.progress import Progress
+from distill.randomness import seed_step
+from distill.request import TrainRequest
+from distill.settings import TrainingSettings
+from distill.sharding import clip, device_of, mesh_of, shard
 from distill.signals import SignalStore
+from distill.steplog import PARTS, StepLog
+from distill.teachers.beside import Beside, beside, check_weights
 
-
-class Objective(nn.Module):
-    """The student with its losses, so that both lie inside one sharded forward."""
-
-    def __init__(self, student: nn.Module) -> None:
-        super().__init__()
-        self.student = student
-
-    def forward(self, batch: Batch, device: torch.device, weights: tuple[float, float, float]) -> tuple[Tensor, Tensor]:
-        """Return the loss of a micro-batch, and (KL, cross entropy, prompt cross entropy) as they enter it, (3,).
-
-        weights: what one token's KL, cross entropy and prompt cross entropy count in the loss.
-        """
-        student: Any = self.student
-        head = _head(student)
-
-        def tensor(values: Any) -> Tensor:
-            return torch.from_numpy(values).to(device)
-
-        def all_at(weight: float, count: int) -> Tensor:
-            return torch.full((count,), weight, device=device)
-
-        output = student.base_model(
-            input_ids=tensor(batch.input_ids), attention_mask=tensor(batch.attention_mask), use_cache=False
-        )
-        hidden = output.last_hidden_state.flatten(0, 1)  # (B * L, D)
-        answers = divergence.losses(
-            hidden[tensor(batch.answer_at)],
-            head,
-            divergence.TopK(tensor(batch.ids), tensor(batch.logprobs), tensor(batch.tail)),
-            divergence_weights=all_at(weights[0], batch.answer_tokens),
-            targets=tensor(batch.answer),
-            target_weights=all_at(weights[1], batch.answer_tokens),
-        )
-        labels = tensor(batch.prompt_labels).flatten()  # (B * L,)
-        at = labels != batches.IGNORED
-        prompts = divergence.losses(
-            hidden[at], head, None, targets=labels[at], target_weights=all_at(weights[2], batch.prompt_tokens)
-        )
-        parts = torch.stack([answers.divergence, answers.cross_entropy, prompts.cross_entropy])
-        return answers.total + prompts.total, parts
-
-
-def _head(student: Any) -> divergence.Head:
-    """Return the output layer; logits are capped where the model's own forward does so (Gemma 2)."""
-    layer = student.get_output_embeddings()
-    softcap = getattr(student.config.get_text_config(), "final_logit_softcapping", None)
-    return divergence.Head(layer.weight, getattr(layer, "bias", None), softcap)
+# Frozen weights, those under adapters, are in the checkpoint that the student starts from.
+_LEARNING = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
 class TrainState(Stateful):
-    """What a checkpoint holds: sharded weights and moments, and the number of finished steps."""
+    """What a training state holds: sharded weights and moments."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.model, self.optimizer, self.step = model, optimizer, 0
+        self.model, self.optimizer = model, optimizer
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as DCP wants it."""
-        model, optimizer = get_state_dict(self.model, self.optimizer)
-        return {"model": model, "optimizer": optimizer, "step": self.step}
+        model, optimizer = get_state_dict(self.model, self.optimizer, options=_LEARNING)
+        return {"model": model, "optimizer": optimizer}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state that DCP read."""
@@ -104,134 +62,146 @@ class TrainState(Stateful):
             self.optimizer,
             model_state_dict=state_dict["model"],
             optim_state_dict=state_dict["optimizer"],
+            options=_LEARNING,
         )
-        self.step = state_dict["step"]
 
 
 def train(request: TrainRequest) -> None:
-    """Train until the last step and export `output/student`; goes on from the latest checkpoint. Collective.
+    """Train until the last step, or until validation says so, and export `output/student`. Collective.
 
-    Raises Failure when the loss is no longer finite.
+    Goes on from the latest training state. Raises Failure when a step would spoil the student (distill/guards.py), and
+    InputError for a student that cannot be trained.
     """
-    settings, output = request.settings, Path(request.output)
-    rank, world = dist.get_rank(), dist.get_world_size()
-    device = _device(settings.device)
-    rows, signals = mixture.load(Path(request.mixture)), SignalStore(Path(request.signals))
-    model, pad = _sharded(request.start, device, world)
+    settings, output, rank = request.settings, Path(request.output), dist.get_rank()
+    device = device_of(settings.device)
+    mesh = mesh_of(device, settings.replicas)
+    student = load_model(request.start, device=str(device)).float().train()  # master weights and moments in fp32
+    teacher = _teacher(request, student, device)
+    layout, unpacked = layout_of(student, settings, teacher.model if teacher else None)
+    batches = _batches(request, layout, student)
+    if settings.lora_rank:
+        adapters.add(student, settings)
+    model = shard(Objective(student, settings, layout, teacher), student, mesh, settings)
+    learning = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=request.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
+        learning, lr=request.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
     )
-    steps = batches.step_count(len(rows), request.epochs, settings.batch_size)
-    order = batches.Order(np.diff(rows.offsets), settings.batch_size, settings.seed)
-    state = TrainState(model, optimizer)
-    checkpoints = output / "checkpoints"
-    if checkpoint.restore(checkpoints, {"train": state}) and rank == 0:
-        print(f"resumed after step {state.step} of {steps}", flush=True)
-    log = _Log(output / "metrics.jsonl", state.step) if rank == 0 else None
+    state, checkpoints = {"train": TrainState(model, optimizer)}, output / "checkpoints"
+    states.sweep(checkpoints)
+    progress = states.restore(checkpoints, state) or Progress()
+    steps, held = batches.order.steps(request.epochs), np.flatnonzero(batches.order.left_out).tolist()
+    last = progress.step if progress.stopped(settings.patience) else steps
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # of this machine: each shows how far it is
+    log = StepLog(output / "metrics.jsonl" if rank == 0 else None, progress.step) if first else None
+    if rank == 0:
+        resumption = [f"resumed after step {progress.step} of {steps}"] if progress.step else []
+        for line in (*resumption, *_notes(batches, settings, unpacked)):
+            print(line, flush=True)
     # ---------------------------------------------------------------------------------------------------------------
-    while state.step < steps:
-        began = time.perf_counter()
-        chosen = order.rows(state.step)
-        mine = [
-            batches.collate(rows, signals, part, pad) for part in _split(chosen[rank::world], settings.micro_batch_size)
-        ]
-        answer_tokens, prompt_tokens = _over_all_processes(mine, device)
-        weights = (
-            1 / answer_tokens,
-            settings.cross_entropy_weight / answer_tokens,
-            settings.prompt_weight / prompt_tokens,
-        )
-        parts = torch.zeros(3, dtype=torch.float64, device=device)
-        for batch, last in _marked_last(mine):
-            model.set_requires_gradient_sync(last)  # gradients are reduced once a step
-            loss, of_batch = model(batch, device, weights)
-            (loss * world).backward()  # FSDP averages over the processes: undo it, the sum is a global mean already
-            parts += of_batch
-        norm = _full(nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm))
-        rate = _learning_rate(state.step, steps, settings.warmup_steps, request.learning_rate)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        dist.all_reduce(parts)
-        total = float(parts.sum())
-        kl, ce, prompt = (
-            float(part) / weight / count if weight else 0.0
-            for part, weight, count in zip(parts, weights, (answer_tokens, answer_tokens, prompt_tokens), strict=True)
-        )
-        if not math.isfinite(total) or not math.isfinite(float(norm)):
-            raise Failure(
-                f"the loss is {total} and its gradient norm {float(norm)} at step {state.step + 1}: "
-                "lower training.learning_rate"
-            )
-        optimizer.step()
-        optimizer.zero_grad()
-        state.step += 1
-        if log is not None:
-            log.write(
-                {
-                    "step": state.step,
-                    "steps": steps,
-                    "loss": total,
-                    "kl": kl,
-                    "cross_entropy": ce,
-                    "prompt_cross_entropy": prompt,
-                    "grad_norm": float(norm),
-                    "learning_rate": rate,
-                    "answer_tokens": answer_tokens,
-                    "prompt_tokens": prompt_tokens,
-                    "seconds": time.perf_counter() - began,
-                }
-            )
-        if state.step % settings.checkpoint_steps == 0 or state.step == steps:
-            checkpoint.save(checkpoints, {"train": state}, state.step, rank=rank)
+    with closing(made_ahead(batches.step, range(progress.step, last))) as ahead:
+        for step in ahead:
+            began = time.perf_counter()
+            seed_step(settings.seed, progress.step, rank)
+            sums = torch.zeros(len(PARTS), dtype=torch.float64, device=device)
+            for number, batch in enumerate(step.passes, start=1):
+                model.set_requires_gradient_sync(number == len(step.passes))  # gradients are reduced once a step
+                loss, parts = model(batch)  # this pass's part of the global mean
+                (loss * dist.get_world_size()).backward()  # FSDP averages over the processes, we want their sum
+                sums += parts
+            norm = clip(learning, settings.max_grad_norm, mesh)
+            dist.all_reduce(sums)
+            losses = _named(sums, settings)
+            guards.check(progress, losses["loss"], norm, settings, step.rows, batches.mixture, output)
+            rate = _learning_rate(progress.step, steps, settings.warmup_steps, request.learning_rate)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
+            progress.stepped(losses["loss"], norm, settings.spike_steps)
+            if held and (progress.step % settings.validation_steps == 0 or progress.step == steps):
+                losses["validation_loss"] = validation.loss(model, batches, held)
+                progress.evaluated(losses["validation_loss"])
+            if log is not None:
+                log.write(
+                    {
+                        "step": progress.step,
+                        "steps": steps,
+                        **losses,
+                        "grad_norm": norm,
+                        "learning_rate": rate,
+                        **step.counts,
+                        "seconds": time.perf_counter() - began,
+                    }
+                )
+            ends = progress.step == steps or progress.stopped(settings.patience)
+            if ends or progress.step % settings.checkpoint_steps == 0 or progress.step == progress.best_step:
+                states.save(checkpoints, state, progress, keep=settings.keep_checkpoints)
+            if ends:
+                break
     # ---------------------------------------------------------------------------------------------------------------
-    student = model.student
-    tensors = get_model_state_dict(student, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if progress.best_step not in (0, progress.step):
+        states.restore(checkpoints, state, best=True)
+    weights = get_model_state_dict(student, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if rank == 0:  # only the first process was given the tensors
-        export(student, tensors, Path(request.start), output / "student")
+        outcome.write(output, progress, steps, batches.order.left_out)
+        if settings.lora_rank:
+            student = adapters.merged(weights, request.start, settings)
+            weights = student.state_dict()
+        export(student, weights, Path(request.start), output / "student")
     dist.barrier()
 
 
-def _sharded(start: str, device: torch.device, world: int) -> tuple[Any, int]:
-    student = load_model(start, device=str(device)).float().train()  # master weights and moments in fp32
-    mesh = init_device_mesh(device.type, (world,), mesh_dim_names=("data",))
-    lists = [module for module in student.base_model.modules() if isinstance(module, nn.ModuleList)]
-    for layer in max(lists, key=len):  # the transformer's blocks, whatever the architecture calls them
-        fully_shard(layer, mesh=mesh)
-    model = fully_shard(Objective(student), mesh=mesh)
-    if not isinstance(model, FSDPModule):
-        raise Failure(f"{type(student).__name__} could not be sharded")
-    pad = student.generation_config.pad_token_id
-    return model, 0 if pad is None else int(pad)
+def _teacher(request: TrainRequest, student: Any, device: torch.device) -> Beside | None:
+    """Return what the request names of the teacher; its weights are checked once on each machine."""
+    settings = request.settings
+    if not request.teacher:
+        if settings.live_teacher:
+            raise InputError("training.live_teacher is true, but the request names no teacher: give its checkpoint")
+        return None
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        check_weights(request.teacher, request.teacher_sha256)
+    vocabulary = len(student.get_output_embeddings().weight)
+    found = beside(request.teacher, device, vocabulary, live=settings.live_teacher)
+    if settings.attention_weight and found.model is not None:
+        for model in (student, found.model):
+            model.set_attn_implementation("eager")  # the only one that gives its maps
+    return found
 
 
-def _device(name: str) -> torch.device:
-    if resolve_device(name).type == "cpu":
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
-    return device
-
-
-def _split(rows: list[int], size: int) -> list[list[int]]:
-    return [rows[at : at + size] for at in range(0, len(rows), size)]
-
-
-def _marked_last(mine: list[Batch]) -> Iterator[tuple[Batch, bool]]:
-    return ((batch, at == len(mine) - 1) for at, batch in enumerate(mine))
-
-
-def _over_all_processes(mine: list[Batch], device: torch.device) -> tuple[int, int]:
-    counts = torch.tensor(
-        [sum(b.answer_tokens for b in mine), sum(b.prompt_tokens for b in mine)],
-        dtype=torch.int64,
-        device=device,
+def _batches(request: TrainRequest, layout: Layout, student: Any) -> Batches:
+    settings, pad = request.settings, student.generation_config.pad_token_id
+    rows = mixture.load(Path(request.mixture))
+    return Batches(
+        rows,
+        SignalStore(request.signals),
+        tokens_per_step=settings.tokens_per_step,
+        tokens_per_pass=settings.tokens_per_pass,
+        layout=layout,
+        width=student.get_input_embeddings().embedding_dim,
+        pad=0 if pad is None else pad,
+        seed=settings.seed,
+        left_out=validation.held_out(rows.keys, settings.validation_share, settings.seed),
+        rank=dist.get_rank(),
+        processes=dist.get_world_size(),
     )
-    dist.all_reduce(counts)
-    return max(1, int(counts[0])), max(1, int(counts[1]))
 
 
-def _full(norm: Any) -> Tensor:
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # type: ignore[no-any-return]
+def _notes(batches: Batches, settings: TrainingSettings, unpacked: str) -> list[str]:
+    """Return what a user has to know of how rows are laid out."""
+    notes = [f"rows are padded, not packed: {unpacked}"] if unpacked else []
+    if batches.order.longer:
+        notes.append(
+            f"{batches.order.longer} of {len(batches.lengths)} rows are longer than training.tokens_per_step = "
+            f"{settings.tokens_per_step}: each is a step of its own"
+        )
+    return notes
+
+
+def _named(sums: Tensor, settings: TrainingSettings) -> dict[str, float]:
+    """Return the losses of a step by name [nats/token]; what has no weight was not worked out, and is left out."""
+    chosen = settings.cross_entropy_weight, settings.prompt_weight, settings.hidden_weight, settings.attention_weight
+    weighted = zip(PARTS, sums.tolist(), (1, *chosen), strict=True)
+    return {"loss": float(sums.sum()), **{name: part / weight for name, part, weight in weighted if weight}}
 
 
 def _learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
@@ -241,29 +211,3 @@ def _learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
         return peak * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
     return peak * (0.55 + 0.45 * math.cos(math.pi * done))
-
-
-class _Log:
-    """metrics.jsonl: one record a step, with the load of the machine; records after the resumed step are dropped."""
-
-    def __init__(self, path: Path, finished: int) -> None:
-        kept = path.read_text().splitlines(keepends=True)[:finished] if path.is_file() else []
-        partial = path.with_name(path.name + ".partial")  # a kill here must not lose what is kept
-        partial.write_text("".join(kept))
-        os.replace(partial, path)
-        self._file = path.open("a")
-        self._process = psutil.Process()
-        psutil.cpu_percent()
-
-    def write(self, record: dict[str, Any]) -> None:
-        record = {
-            **record,
-            "time": time.time(),
-            "system/cpu_utilization_percentage": psutil.cpu_percent(),
-            "system/system_memory_usage_megabytes": psutil.virtual_memory().used / 2**20,
-            "system/process_memory_megabytes": self._process.memory_info().rss / 2**20,
-        }
-        line = json.dumps(record)
-        self._file.write(line + "\n")
-        self._file.flush()
-        print(PROGRESS + line, flush=True)

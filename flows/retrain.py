@@ -118,7 +118,7 @@ def _stages(run: "Run", chosen: settings.Settings, places: "Places", registry: "
     if not probe.probe(run, places.log, start, wiring.probing(chosen), teaching)["pays"]:
         return "held"
     teach.teach(run, places.log, start, teaching)
-    student = train.train(run, start, places.signals, chosen.training)
+    student = train.train(run, start, teaching)
     verdict = judge.judge(run, places.log, student, chosen.judging, teaching)
     version = ship.register(run, registry, student)["version"]
     if verdict["outcome"] != "pass":

@@ -21,7 +21,14 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from deployments.connection import masked
 from deployments.settings import PackagingSettings, RegistrySettings
-from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
+from distill.settings import (
+    AuditSettings,
+    MixtureSettings,
+    StudentSettings,
+    TeacherSettings,
+    TrainingSettings,
+    disagreement,
+)
 from monitoring.feature_settings import FeatureSettings
 from monitoring.settings import (
     DriftSettings,
@@ -34,11 +41,14 @@ from monitoring.settings import (
 
 PREFIX = "REDISTILL_"
 MODELS = ("student.base", "teacher.model")  # folders, or names on a hub
-LOCAL = ("workspace", "teacher.signals", "packaging.home")  # folders of this machine
-FOLDERS = (*LOCAL, "traffic.path", "registry.artifacts", *MODELS)  # the others may be URLs, or names on a hub
+LOCAL = ("workspace", "packaging.home")  # folders of this machine
+# The others may be URLs, or names on a hub.
+FOLDERS = (*LOCAL, "traffic.path", "teacher.signals", "registry.artifacts", *MODELS)
 SQLITE = "sqlite:///"
 NOT_SETTINGS = {"REDISTILL_ARXIV", "REDISTILL_CONFIG"}  # the tests' data file; the settings file itself
 LOCATION: JsonDict = {"location": True}
+# What earlier settings files have: nearest in meaning, not in spelling.
+RENAMED = {"training.batch_size": "training.tokens_per_step", "training.micro_batch_size": "training.tokens_per_pass"}
 
 
 NO_WORKSPACE = "workspace is empty: set it in --config FILE, REDISTILL_WORKSPACE or --workspace FOLDER"
@@ -67,6 +77,8 @@ class Settings(BaseSettings):
     )
     student: StudentSettings = StudentSettings()
     teacher: TeacherSettings = TeacherSettings()
+    mixture: MixtureSettings = MixtureSettings()
+    audit: AuditSettings = AuditSettings()
     training: TrainingSettings = TrainingSettings()
     traffic: TrafficSettings = TrafficSettings()
     reference: ReferenceSettings = ReferenceSettings()
@@ -86,6 +98,12 @@ class Settings(BaseSettings):
                 "performance is among the triggers, but there is no floor: set drift.quality_floor above 0",
                 {"keys": ("policy.triggers", "drift.quality_floor")},
             )
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_gives_what_training_takes(self) -> "Settings":
+        if wrong := disagreement(self.teacher, self.training):
+            raise PydanticCustomError("settings_together", "{problem}", {"problem": wrong[0], "keys": wrong[1]})
         return self
 
     @classmethod
@@ -124,8 +142,8 @@ def load(config: str | Path | None = None, overrides: Mapping[str, Any] | None =
     for key in LOCAL:
         if "://" in (value := value_at(chosen.model_dump(), key)):
             raise SettingsError(
-                f"{key} = {masked(value)!r}: this is a folder of this machine; only traffic.path and "
-                "registry.artifacts can be URLs"
+                f"{key} = {masked(value)!r}: this is a folder of this machine; only traffic.path, "
+                "teacher.signals and registry.artifacts can be URLs"
             )
     return chosen
 
@@ -225,8 +243,8 @@ def _one_line(error: ValidationError, sources: list[tuple[str, Mapping[str, Any]
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         valid = [name for name, _ in setting_keys()] if "." in key else list(Settings.model_fields)
-        nearest = get_close_matches(key, valid, 1, 0.0)
-        return f"{key} = {first['input']!r} in {origin} is no setting; the nearest is {nearest[0]}{more}"
+        nearest = RENAMED.get(key) or get_close_matches(key, valid, 1, 0.0)[0]
+        return f"{key} = {first['input']!r} in {origin} is no setting; the nearest is {nearest}{more}"
     message = first["msg"].removeprefix("Value error, ")
     value = "" if isinstance(first["input"], Mapping) else f" = {first['input']!r}"
     return f"{key}{value} in {origin}: {message}{more}"

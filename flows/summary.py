@@ -27,8 +27,10 @@ def result(run: "Run", outcome: str, places: "Places", came_true: Mapping[str, f
         "challenger": found.get("register", {}).get("version"),
         "drift": found["watch"]["drift"],
         "probe": {**found["probe"], "came_true": came_true} if "probe" in found else None,
+        "training": found.get("train"),
         "verdict": found.get("judge"),
         "signals": {key: sum(cost[key] for cost in costs) for key in ("reused_tokens", "bought_tokens")},
+        "mixture": {key: found["signals"].get(key) for key in ("rows", "outcomes")} if "signals" in found else None,
         "bento": found.get("bento", {}).get("tag"),
         "seconds": {name: manifest["seconds"] for name, manifest in manifests.items()},
         "model_seconds": {name: manifest.get("model_seconds", 0.0) for name, manifest in manifests.items()},
@@ -95,18 +97,45 @@ def _told(stage: str, ended: dict[str, Any]) -> str:
     if stage == "probe":
         return _expectation(ended["probe"])
     if stage == "signals":
-        return f"{ended['signals']['bought_tokens']} tokens bought, {ended['signals']['reused_tokens']} reused"
+        cost = f"{ended['signals']['bought_tokens']} tokens bought, {ended['signals']['reused_tokens']} reused"
+        return f"{cost}; {mixed}" if (mixed := _mixed(ended.get("mixture"))) else cost
     if stage == "judge":
         means = "; ".join(f"{name}: {_pair(values)}" for name, values in verdict["exact_match"].items())
-        return f"{verdict['outcome']}. exact match {means}"
-    told = {
-        "train": "a new student",
+        told = f"{verdict['outcome']}. exact match {means}"
+        errors = verdict.get("teacher_errors")
+        return f"{told}. teacher-error set, {errors['rows']} rows: {_pair(errors)}" if errors else told
+    others = {
+        "train": _training(ended.get("training") or {}),
         "register": f"version {ended['challenger']}",
         "bento": str(ended["bento"]),
         "profile": "the new reference",
         "promote": f"champion is version {ended['champion']}",
     }
-    return told[stage]
+    return others[stage]
+
+
+def _mixed(mixture: dict[str, Any] | None) -> str:
+    """Return in words what became of the rows; empty for a retrain of a version that did not say."""
+    counted = (mixture or {}).get("outcomes") or {}
+    kinds = {
+        "trained": "trained",
+        "duplicate": "duplicates",
+        "quarantined": "quarantined",
+        "held": "held for the teacher-error set",
+    }
+    sums = {kind: sum(n for name, n in counted.items() if name.startswith(kind)) for kind in kinds}
+    return ", ".join(f"{n} {kinds[kind]}" for kind, n in sums.items() if n)
+
+
+def _training(came: dict[str, Any]) -> str:
+    """Return in words which step's weights the student has, and what validation said."""
+    if came.get("validation_loss") is None:
+        return f"a new student after {came['steps']} steps" if came else "a new student"
+    early = ", stopped early" if came["stopped_early"] else ""
+    return (
+        f"a new student: step {came['exported_step']} of {came['steps']} by validation loss "
+        f"{came['validation_loss']:.4f}{early}"
+    )
 
 
 def _expectation(probe: dict[str, Any]) -> str:

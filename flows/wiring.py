@@ -46,7 +46,14 @@ def watching(settings: Settings) -> Watching:
 def teaching(settings: Settings, places: Places) -> Teaching:
     """Return what the teacher is asked by."""
     return Teaching(
-        settings.student, settings.teacher, settings.training, settings.traffic, places.signals, places.ledger
+        settings.student,
+        settings.teacher,
+        settings.training,
+        settings.traffic,
+        places.signals,
+        places.ledger,
+        settings.mixture,
+        settings.audit,
     )
 
 

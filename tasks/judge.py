@@ -12,11 +12,13 @@ from prefect.cache_policies import NO_CACHE
 
 from distill import scoring
 from distill.mixture import draw
+from distill.scoring import Scores
 from monitoring import regression, traffic
 from monitoring.regression import Slice, Verdict
 from monitoring.settings import JudgingSettings
 from monitoring.traffic import Window
 from tasks import progress, purchases, teach
+from tasks.learned import ERRORS_FILE
 from tasks.plan import WINDOW_FILE
 from tasks.run import Run, run_stage
 from tasks.teach import Teaching
@@ -49,6 +51,7 @@ def judge(run: Run, log: str, student: Path, settings: JudgingSettings, teaching
             "reason": verdict.reason if verdict else "the first champion: there is none to compare it with",
             "checks": [check.model_dump(mode="json") for check in verdict.checks] if verdict else [],
             "exact_match": _means(scored, list(models)),
+            "teacher_errors": on_teacher_errors(run, student, folder, teaching),
             "left_out": left_out,
             **cost,
         }
@@ -111,6 +114,41 @@ def with_targets(
     return [rows[rows["slice"] == part.name] for part in slices], cost
 
 
+def on_teacher_errors(run: Run, student: Path, folder: Path, teaching: Teaching) -> dict[str, float] | None:
+    """Return on which share of the teacher-error set champion and challenger answer as the teacher; None without any.
+
+    A report and no part of the verdict: the rows were chosen because the champion fails on them, so it is at 0 and any
+    challenger seems better. It says how much of what the champion did not know was learned beyond the rows trained on.
+    """
+    file = run.stage("signals") / ERRORS_FILE
+    errors = pd.read_parquet(file) if file.is_file() else pd.DataFrame()
+    if errors.empty:
+        return None
+    prompts = pd.read_parquet(run.folder / WINDOW_FILE, columns=["request_id", "prompt"])
+    rows = errors.merge(prompts, on="request_id", validate="one_to_one")
+    responses = _scores(rows["prompt"], student, teaching, "challenger on the teacher-error set").responses
+    rows = rows.assign(challenger_response=responses).drop(columns="prompt")
+    rows.to_parquet(folder / ERRORS_FILE, index=False)
+    said = {
+        name: np.char.strip(rows[f"{name}_response"].to_numpy(str)) for name in ("teacher", "champion", "challenger")
+    }
+    agreed = {name: float((said[name] == said["teacher"]).mean()) for name in ("champion", "challenger")}
+    return {"rows": len(rows), **{name: round(share, 6) for name, share in agreed.items()}}
+
+
+def _scores(prompts: pd.Series, model: Path, teaching: Teaching, what: str) -> Scores:
+    with progress.bar(f"scoring: {what}", "rows") as shown:
+        return scoring.score(
+            model,
+            prompts.tolist(),
+            max_prompt_tokens=teaching.student.max_prompt_tokens,
+            max_new_tokens=teaching.student.max_new_tokens,
+            batch_size=teaching.teacher.batch_size,
+            device=teaching.teacher.device,
+            progress=shown,
+        )
+
+
 def _held_out(frame: pd.DataFrame, settings: JudgingSettings, teaching: Teaching) -> pd.DataFrame:
     chosen = frame[traffic.row_hash(frame["request_id"]) >= teaching.traffic.held_out_from]
     if len(chosen) > settings.max_rows:
@@ -121,16 +159,7 @@ def _held_out(frame: pd.DataFrame, settings: JudgingSettings, teaching: Teaching
 def _scored(rows: pd.DataFrame, models: dict[str, Path], teaching: Teaching) -> pd.DataFrame:
     scored = rows[["request_id", "prompt", "slice", "target", "by_teacher"]].copy()
     for name, model in models.items():
-        with progress.bar(f"scoring: {name} on {rows['slice'].iloc[0]}", "rows") as shown:
-            scores = scoring.score(
-                model,
-                rows["prompt"].tolist(),
-                max_prompt_tokens=teaching.student.max_prompt_tokens,
-                max_new_tokens=teaching.student.max_new_tokens,
-                batch_size=teaching.teacher.batch_size,
-                device=teaching.teacher.device,
-                progress=shown,
-            )
+        scores = _scores(rows["prompt"], model, teaching, f"{name} on {rows['slice'].iloc[0]}")
         scored[f"{name}_response"] = scores.responses
         scored[f"{name}_mean_logprob"] = scores.mean_logprob
         right = np.char.strip(np.asarray(scores.responses, str)) == np.char.strip(rows["target"].to_numpy(str))

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from distill.batches import step_count
 from distill.mixture import draw
 from distill.signals import Obtained, SignalStore, lacking
 from monitoring.history import Probed
@@ -25,6 +23,7 @@ from monitoring.profile import ReferenceProfile
 from monitoring.settings import JudgingSettings, ProbeSettings
 from tasks import purchases, teach
 from tasks.judge import held_out_slices
+from tasks.learned import learned_rows
 from tasks.plan import WINDOW_FILE
 from tasks.profile import agreement_rows, profiled_rows
 from tasks.run import Champion, Run, profile_folder, read_json, run_stage
@@ -138,16 +137,19 @@ def _cost(
     """Return the teacher tokens that the retrain would still buy, and how many seconds it would train."""
     from distill.prompts import encode, load_tokenizer
 
-    learned = pd.concat(teach.learned_rows(run, log, teaching))
+    learned = learned_rows(run, log, teaching)
     slices, _ = held_out_slices(run, log, settings.judging, teaching)
     unlabelled = [part.rows[part.rows["reference"].isna()] for part in slices]
     profiled = agreement_rows(profiled_rows(run, log, teaching.traffic), settings.probe)
     prompts = pd.concat([learned, *unlabelled, profiled])["prompt"].tolist()
     ids = encode(load_tokenizer(start), prompts, teaching.student.max_prompt_tokens).ids
-    store = SignalStore(Path(teaching.signals))
+    store = SignalStore(teaching.signals)
     _, bought = lacking(store, teach.local_teacher(teaching), ids)
     answer = np.mean([len(store.get(key.tobytes()).answer) for key in obtained.keys])
     tokens = sum(len(ids[at]) for at in bought) + round(len(bought) * float(answer))
+    new = int((~learned["replay"]).sum())
+    sampled = min(new, teaching.audit.sample_rows) * teaching.audit.samples  # at most: they may be stored
+    tokens += round(sampled * float(np.mean([len(row) for row in ids[:new]]) + answer))
     return tokens, _training_seconds(run.folder.parent, champion, len(learned), teaching)
 
 
@@ -156,11 +158,11 @@ def _training_seconds(runs: Path, champion: Champion, rows: int, teaching: Teach
     folder = runs / champion.retrain_id / "train"
     if not (folder / "manifest.json").is_file():
         return None
-    training, whole = teaching.training, read_json(folder / "manifest.json")["seconds"]
-    ends = [record["seconds"] for record in step_records(folder)]
-    seconds = sum(max(0.0, end - start) for start, end in pairwise(ends))  # it counts anew where it was resumed
-    steps = step_count(rows, training.epochs, training.batch_size)
-    return float(max(0.0, whole - seconds) + seconds / max(1, len(ends) - 1) * steps)
+    whole, steps = read_json(folder / "manifest.json")["seconds"], step_records(folder)
+    seconds, learned = sum(record["seconds"] for record in steps), sum(record.get("rows", 0) for record in steps)
+    if not learned:  # it was trained before steps counted their rows
+        return None
+    return float(max(0.0, whole - seconds) + seconds / learned * rows * teaching.training.epochs)
 
 
 def _over_budget(run: Run, tokens: int, settings: Probing, ledger: Path) -> str:

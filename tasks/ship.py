@@ -18,10 +18,11 @@ from deployments.errors import Failure, InputError
 from deployments.registry import Registry
 from deployments.settings import PackagingSettings
 from distill.settings import StudentSettings
+from distill.steplog import PARTS
 from tasks.run import Run, code_revision, run_stage
 from tasks.train import step_records
 
-STEP_METRICS = ("loss", "kl", "cross_entropy", "prompt_cross_entropy", "grad_norm", "learning_rate")
+STEP_METRICS = ("loss", *PARTS, "grad_norm", "learning_rate", "validation_loss")
 
 
 @task(name="register", cache_policy=NO_CACHE)

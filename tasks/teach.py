@@ -1,27 +1,26 @@
 """Asking the teacher: signals for the rows to learn from, and answers to held-out rows without a label."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from distill import mixture
-from distill.errors import InputError
-from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
+from distill import audit
+from distill.settings import AuditSettings, MixtureSettings, StudentSettings, TeacherSettings, TrainingSettings
 from distill.signals import Obtained, SignalStore
-from monitoring import traffic
 from monitoring.settings import TrafficSettings
-from monitoring.traffic import Window
-from tasks import progress, purchases
-from tasks.plan import WINDOW_FILE
+from tasks import mix, progress, purchases
+from tasks.learned import learned_rows
 from tasks.run import Run, run_stage
 
 if TYPE_CHECKING:
+    from distill.generation import Sampling
     from distill.teachers.local import LocalTeacher
 
 
@@ -35,27 +34,32 @@ class Teaching:
     traffic: TrafficSettings
     signals: str
     ledger: Path
+    mixture: MixtureSettings = field(default_factory=MixtureSettings)
+    audit: AuditSettings = field(default_factory=AuditSettings)
 
 
 @task(name="teach", cache_policy=NO_CACHE)
 def teach(run: Run, log: str, start: Path, settings: Teaching) -> dict[str, Any]:
-    """Mix window and replay, and have the teacher's signals for every row; returns what was reused and bought."""
+    """Have the teacher's signals for window and replay, and mix what is to be learned; returns counts and cost."""
 
     def work(folder: Path) -> dict[str, Any]:
-        window, replay = learned_rows(run, log, settings)
-        rows = pd.concat([window, replay], ignore_index=True)
-        prompts, truncated, obtained = ask(
-            rows["prompt"].tolist(), start, settings, run.asked("signals"), "teacher: signals"
-        )
-        mixture.save(folder / "mixture.safetensors", prompts, obtained.keys)
-        rows[["request_id", "timestamp"]].assign(replay=np.arange(len(rows)) >= len(window)).to_parquet(
-            folder / "rows.parquet", index=False
-        )
-        costs = {name: value for name, value in asdict(obtained).items() if name != "keys"}
+        rows = learned_rows(run, log, settings)
+        asked = run.asked("signals")
+        prompts, truncated, obtained = ask(rows["prompt"].tolist(), start, settings, asked, "teacher: signals")
+        told = mix.heard(run, rows, start, obtained, settings)
+        at = mix.to_sample(rows, told, mix.labelled(rows, told.texts), settings)
+        agreed, samples = sampled(prompts, at, told, start, settings, asked)
+        chosen = mix.mix(run, rows, prompts, told, agreed, settings)
+        counts = mix.write(folder, rows, prompts, obtained, told, chosen)
+        costs = asdict(mix.with_samples(obtained, samples))
+        del costs["keys"]
         return {
-            "window_rows": len(window),
-            "replay_rows": len(replay),
+            "window_rows": int((~rows["replay"]).sum()),
+            "replay_rows": int(rows["replay"].sum()),
+            "segments": int(rows["segment"].nunique()),
             "truncated_prompts": truncated,
+            "sampled_rows": len(at),
+            **counts,
             **costs,
         }
 
@@ -63,31 +67,58 @@ def teach(run: Run, log: str, start: Path, settings: Teaching) -> dict[str, Any]
         run,
         "signals",
         work,
-        inputs={"window": run.request.window_digest, "teacher": run.request.teacher},
-        settings={**settings.teacher.model_dump(), "replay_share": settings.training.replay_share},
+        inputs={
+            "window": run.request.window_digest,
+            "teacher": run.request.teacher,
+            "champion": run.request.champion.digest if run.request.champion else None,
+        },
+        settings={
+            **settings.teacher.model_dump(),
+            "replay_share": settings.training.replay_share,
+            "seed": settings.training.seed,
+            "mixture": settings.mixture.model_dump(),
+            "audit": settings.audit.model_dump(),
+        },
     )
     purchases.record(run, "signals", settings.ledger)
-    get_run_logger().info(
-        "teacher signals: %d tokens bought, %d reused", result["bought_tokens"], result["reused_tokens"]
-    )
+    logger, outcomes, labels = get_run_logger(), result["outcomes"], result["labelled_rows"]
+    logger.info("teacher signals: %d tokens bought, %d reused", result["bought_tokens"], result["reused_tokens"])
+    logger.info("mixture: %d rows, of which %s", result["rows"], {name: n for name, n in outcomes.items() if n})
+    if outcomes[audit.LABEL] > labels / 2:
+        logger.warning(
+            "labels speak against the teacher's answers on %d of %d labelled rows: it does not know this traffic, or "
+            "the labels are no answers of its kind (then set audit.labels to false)", outcomes[audit.LABEL], labels
+        )  # fmt: skip
     return result
 
 
-def learned_rows(run: Run, log: str, settings: Teaching) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return (rows of the window to learn from, rows of windows its champion learned from), none of them held out."""
-    frame = pd.read_parquet(run.folder / WINDOW_FILE)
-    window = _not_held_out(frame, settings.traffic)
-    if window.empty:
-        raise InputError(
-            f"window {run.request.window} has {len(frame)} rows, all of them held out (traffic.held_out_from = "
-            f"{settings.traffic.held_out_from}): there is nothing to learn from, choose a longer window"
-        )
-    before = run.request.champion.trained if run.request.champion else []
-    earlier = [_not_held_out(traffic.read_window(log, Window.parse(text)), settings.traffic) for text in before]
-    pool = pd.concat([window.head(0), *earlier]).drop_duplicates("request_id")
-    pool = pool[~pool["request_id"].isin(frame["request_id"])]
-    count = mixture.replay_count(len(window), settings.training.replay_share, len(pool))
-    return window, pool.iloc[mixture.draw(len(pool), count, settings.training.seed)]
+def sampled(
+    prompts: list[NDArray[np.int32]],
+    at: NDArray[np.int64],
+    told: mix.Heard,
+    start: Path,
+    settings: Teaching,
+    asked: Path,
+) -> tuple[NDArray[np.float64], list[Obtained]]:
+    """Return the share of each row's sampled answers that are its greedy one, NaN without any, and what they cost.
+
+    at: the rows to ask about. Each sample is a signal of its own kind, so that it too is bought once.
+    """
+    from distill.generation import Sampling
+    from distill.prompts import load_tokenizer
+
+    agreed, store, tokenizer = np.full(len(prompts), np.nan), SignalStore(settings.signals), load_tokenizer(start)
+    bought, same = [], []
+    for number in range(settings.audit.samples if len(at) else 0):
+        drawn = Sampling(settings.audit.temperature, settings.training.seed + number)
+        with progress.bar(f"teacher: sample {number + 1} of {settings.audit.samples}", "prompts") as shown:
+            found = purchases.buy(store, local_teacher(settings, drawn), [prompts[row] for row in at], asked, shown)
+        texts = tokenizer.batch_decode([store.get(k.tobytes()).answer for k in found.keys], skip_special_tokens=True)
+        bought.append(found)
+        same.append(np.array(texts, str) == told.texts[at])
+    if same:
+        agreed[at] = audit.agreement(np.array(same))
+    return agreed, bought
 
 
 def ask(
@@ -104,11 +135,11 @@ def ask(
     teacher.check(tokenizer, settings.teacher.top_k)
     encoded = encode(tokenizer, prompts, settings.student.max_prompt_tokens)
     with progress.bar(what, "prompts") as shown:
-        obtained = purchases.buy(SignalStore(Path(settings.signals)), teacher, encoded.ids, asked, shown)
+        obtained = purchases.buy(SignalStore(settings.signals), teacher, encoded.ids, asked, shown)
     return encoded.ids, encoded.truncated, obtained
 
 
-def local_teacher(settings: Teaching) -> "LocalTeacher":
+def local_teacher(settings: Teaching, drawn: "Sampling | None" = None) -> "LocalTeacher":
     """Return the teacher that the settings name; its weights are loaded when it is asked."""
     from distill.teachers.local import LocalTeacher
 
@@ -118,6 +149,8 @@ def local_teacher(settings: Teaching) -> "LocalTeacher":
         max_new_tokens=settings.student.max_new_tokens,
         batch_size=settings.teacher.batch_size,
         device=settings.teacher.device,
+        drawn=drawn,
+        signals_format=settings.teacher.signals_format,
     )
 
 
@@ -126,7 +159,7 @@ def answers(prompts: list[str], start: Path, settings: Teaching, asked: Path, wh
     from distill.prompts import load_tokenizer
 
     _, _, obtained = ask(prompts, start, settings, asked, f"teacher: {what}")
-    store, tokenizer = SignalStore(Path(settings.signals)), load_tokenizer(start)
+    store, tokenizer = SignalStore(settings.signals), load_tokenizer(start)
     ids = [store.get(key.tobytes()).answer for key in obtained.keys]
     return [tokenizer.decode(answer, skip_special_tokens=True) for answer in ids], obtained
 
@@ -138,7 +171,3 @@ def compared(
     texts, obtained = answers(rows["prompt"].tolist(), start, settings, asked, what)
     same = np.char.strip(rows["response"].to_numpy(str)) == np.char.strip(np.asarray(texts, str))
     return rows.assign(teacher_response=texts, agree=same), obtained
-
-
-def _not_held_out(frame: pd.DataFrame, settings: TrafficSettings) -> pd.DataFrame:
-    return frame[traffic.row_hash(frame["request_id"]) < settings.held_out_from]

@@ -10,37 +10,43 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from distill import checkpoint
+from distill import checkpoint, outcome
 from distill.launch import train_in_processes
+from distill.nodes import Nodes
 from distill.request import TrainRequest
 from distill.settings import TrainingSettings
 from tasks import progress
 from tasks.run import Run, run_stage
+from tasks.teach import Teaching, local_teacher
 
 
 @task(name="train", cache_policy=NO_CACHE)
-def train(run: Run, start: Path, signals: str, settings: TrainingSettings) -> Path:
+def train(run: Run, start: Path, teaching: Teaching) -> Path:
     """Return the new student's checkpoint; goes on from the last training checkpoint of an interrupted run."""
-    first = run.request.champion is None
+    first, settings = run.request.champion is None, teaching.training
 
     def work(folder: Path) -> dict[str, Any]:
         request = TrainRequest(
             start=str(start),
             mixture=str(run.stage("signals") / "mixture.safetensors"),
-            signals=signals,
+            signals=teaching.signals,
             output=str(folder),
             epochs=settings.first_epochs if first else settings.epochs,
             learning_rate=settings.first_learning_rate if first else settings.learning_rate,
             settings=settings,
+            **_teacher(teaching),
         )
         request.save(folder / "request.json")
         if not (folder / "student").is_dir():
-            _train(folder / "request.json", settings.processes)
+            _train(folder / "request.json", settings)
         last = step_records(folder)[-1]
+        ended = outcome.read(folder)
         return {
             "student_sha256": checkpoint.digest(folder / "student"),
-            "steps": last["steps"],
+            "steps": last["step"],
             "loss": last["loss"],
+            **{name: ended[name] for name in ("exported_step", "exported_because", "stopped_early", "validation_loss")},
+            "rows": ended["rows"],
         }
 
     run_stage(
@@ -54,12 +60,20 @@ def train(run: Run, start: Path, signals: str, settings: TrainingSettings) -> Pa
     return run.stage("train") / "student"
 
 
+def _teacher(teaching: Teaching) -> dict[str, str]:
+    """Return what a request has to say of the teacher, whose weights most trainings do without."""
+    if not (teaching.training.live_teacher or teaching.teacher.signals_format.startswith("hidden")):
+        return {}
+    teacher = local_teacher(teaching)
+    return {"teacher": str(teacher.folder), "teacher_sha256": teacher.digest}
+
+
 def step_records(folder: Path) -> list[dict[str, Any]]:
     """Return the record of every training step, in order."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def _train(request: Path, processes: int) -> None:
+def _train(request: Path, settings: TrainingSettings) -> None:
     with ExitStack() as stack:
         shown: list[Callable[[int, int], None]] = [
             stack.enter_context(progress.bar("training", "steps")),
@@ -70,8 +84,11 @@ def _train(request: Path, processes: int) -> None:
 
         def on_step(record: dict[str, Any]) -> None:
             if record["step"] % max(1, record["steps"] // 10) == 0 or record["step"] == record["steps"]:
-                log("step %d of %d: loss %.4f, KL %.4f", *(record[key] for key in ("step", "steps", "loss", "kl")))
+                told = [record[name] for name in ("step", "steps", "loss", "divergence")]
+                log("step %d of %d: loss %.4f, divergence %.4f", *told)
+            if "validation_loss" in record:
+                log("step %d of %d: validation loss %.4f", record["step"], record["steps"], record["validation_loss"])
             for show in shown:
                 show(record["step"], record["steps"])
 
-        train_in_processes(request, processes, on_line=log, on_step=on_step)
+        train_in_processes(request, settings.processes, on_line=log, on_step=on_step, nodes=Nodes.of(settings))

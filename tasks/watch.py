@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 from prefect import task
@@ -34,6 +34,9 @@ from monitoring.text import load_tokenizer
 from tasks import progress
 from tasks.plan import WINDOW_FILE, choose_window, current_champion, rows_of
 from tasks.run import Champion, Run, profile_folder, read_json, run_stage
+
+if TYPE_CHECKING:
+    from tasks.teach import Teaching
 
 ROWS_FILE = "rows.parquet"
 
@@ -225,7 +228,9 @@ def _end_of(stage: Path) -> datetime | None:
     return datetime.fromisoformat(read_json(manifest)["end"]) if manifest.is_file() else None
 
 
-def answered(frame: pd.DataFrame, model: Path, settings: Watching, what: str, version: str | None) -> pd.DataFrame:
+def answered(
+    frame: pd.DataFrame, model: Path, settings: "Watching | Teaching", what: str, version: str | None
+) -> pd.DataFrame:
     """Return the rows with `response` and `mean_logprob` of one model, by `model` itself where the log has none.
 
     Rows that the log says another version than `version` answered are answered anew: a mixture of two models would

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,22 @@ class Signal:
     tail: NDArray[np.float32]  # (T,) probability of all other tokens together
 
 
+@dataclass(frozen=True)
+class HiddenSignal:
+    """The teacher's answer of T tokens to one prompt, with the states that its lm_head makes the logits from.
+
+    The states are float32 whatever the store keeps them as (NumPy has no bfloat16, each of which is a float32).
+    """
+
+    answer: NDArray[np.int32]  # (T,) the stop token included when it was reached
+    states: NDArray[np.float32]  # (T, D) after the final norm, where each token of `answer` is predicted
+    logprobs: NDArray[np.float16]  # (T,) of the answer's tokens, natural logarithm
+    format: str = "hidden:bf16"  # what the store keeps of the states
+
+
+AnySignal: TypeAlias = Signal | HiddenSignal
+
+
 class Teacher(Protocol):
     """Answers prompts of token ids; all that decides an answer is in `digest`, `format` and `sampling`."""
 
@@ -27,7 +43,7 @@ class Teacher(Protocol):
 
     @property
     def format(self) -> str:
-        """What a signal holds, as in "topk:32"."""
+        """What a signal holds, as in "topk:32" or "hidden:bf16" (distill.encodings)."""
 
     @property
     def sampling(self) -> str:
@@ -38,5 +54,5 @@ class Teacher(Protocol):
 
     def ask(
         self, prompts: Sequence[NDArray[np.int32]], progress: Callable[[int, int], None] | None = None
-    ) -> Iterator[tuple[int, Signal]]:
+    ) -> Iterator[tuple[int, AnySignal]]:
         """Yield (number of the prompt, its signal) once for each prompt, as they come, in any order."""

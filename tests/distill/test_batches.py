@@ -1,48 +1,23 @@
-"""The order of the rows, and what a batch holds."""
+"""What a mixture and a batch hold."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
-from distill.batches import IGNORED, Order, collate, step_count
+from distill.batches import Batches, collate
+from distill.errors import Failure, InputError
 from distill.mixture import Mixture, draw, load, replay_count, save
+from distill.packing import Layout
 from distill.signals import SignalStore, key
 from distill.teachers.protocol import Signal
-
-LENGTHS = np.random.default_rng(0).integers(1, 50, 100)
 
 
 def signal(answer: list[int], k: int = 2) -> Signal:
     ids = np.stack([np.array(answer), np.array(answer) + 1], 1).astype(np.int32)[:, :k]
     logprobs = np.log(np.full(ids.shape, 0.4)).astype(np.float16)
     return Signal(np.array(answer, np.int32), ids, logprobs, np.full(len(answer), 0.2, np.float32))
-
-
-def test_every_row_comes_once_in_each_pass() -> None:
-    order, rows = Order(LENGTHS[:10], 4, 7), 10
-    taken = [row for step in range(5) for row in order.rows(step)]
-    assert sorted(taken[:rows]) == list(range(rows))
-    assert sorted(taken[rows:]) == list(range(rows))
-    assert taken[:rows] != taken[rows:]
-
-
-def test_the_order_is_a_pure_function_of_seed_and_step() -> None:
-    straight = [Order(LENGTHS, 8, 3).rows(step) for step in range(30)]
-    resumed = Order(LENGTHS, 8, 3)
-    assert [resumed.rows(step) for step in range(17, 30)] == straight[17:]
-    assert Order(LENGTHS, 8, 4).rows(17) != straight[17]
-
-
-def test_rows_of_a_batch_are_of_about_the_same_length() -> None:
-    lengths = np.random.default_rng(0).integers(1, 100, 1024)
-    order, shuffled = Order(lengths, 32, 0), np.random.default_rng(1).permutation(1024).reshape(-1, 32)
-    grouped = np.mean([np.ptp(lengths[order.rows(step)]) for step in range(32)])
-    assert grouped < 0.5 * np.mean([np.ptp(lengths[rows]) for rows in shuffled])
-
-
-def test_steps_cover_the_epochs() -> None:
-    assert step_count(100, 2.0, 64) == 4
-    assert step_count(1, 0.1, 64) == 1
 
 
 def test_replay_makes_up_its_share_of_the_mixture() -> None:
@@ -66,21 +41,86 @@ def test_a_mixture_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert back.prompt(0).tolist() == [5, 6, 7]
     assert back.prompt(1).tolist() == [8]
     assert (back.keys == keys).all()
+    assert back.weights.tolist() == [1, 1]
 
 
-def test_a_batch_predicts_each_answer_token_from_the_one_before(tmp_path: Path) -> None:
-    store = SignalStore(tmp_path)
-    prompts = [np.array([10, 11, 12], np.int32), np.array([20], np.int32)]
-    answers = [[3, 4], [5, 6, 7]]
-    keys = [key("teacher", "topk:2", "greedy", prompt) for prompt in prompts]
-    store.put([(k, len(p), signal(a)) for k, p, a in zip(keys, prompts, answers, strict=True)])
-    tokens, offsets = np.concatenate(prompts), np.array([0, 3, 4])
-    mixture = Mixture(tokens, offsets, np.frombuffer(b"".join(keys), np.uint8).reshape(2, 32))
-    batch = collate(mixture, store, [0, 1], pad=0)
-    assert batch.input_ids.tolist() == [[10, 11, 12, 3, 4], [20, 5, 6, 7, 0]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
-    assert batch.answer.tolist() == [3, 4, 5, 6, 7]
+def made(folder: Path, prompts: list[list[int]], answers: list[list[int]], weights: list[float]) -> Any:
+    """A mixture of these rows and the store of their signals."""
+    store, tokens = SignalStore(folder), [np.array(prompt, np.int32) for prompt in prompts]
+    keys = [key("teacher", "topk:2", "greedy", prompt) for prompt in tokens]
+    store.put([(k, len(p), signal(a)) for k, p, a in zip(keys, tokens, answers, strict=True)])
+    offsets = np.cumsum([0, *map(len, prompts)])
+    joined = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32)
+    return Mixture(np.concatenate(tokens), offsets, joined, np.array(weights, np.float32)), store
+
+
+def test_a_batch_predicts_each_token_from_the_one_before(tmp_path: Path) -> None:
+    rows = made(tmp_path, [[10, 11, 12], [20], [30, 31]], [[3, 4], [5, 6, 7], [8]], [1, 1, 1])
+    batch = collate(*rows, [[0, 2], [1]], pad=0)
+    assert batch.input_ids.tolist() == [[10, 11, 12, 3, 4, 30, 31, 8], [20, 5, 6, 7, 0, 0, 0, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 2, 3, 0, 0, 0, 0]]
+    assert batch.filled.tolist() == [[1] * 8, [1, 1, 1, 1, 0, 0, 0, 0]]
+    assert batch.answer.tolist() == [3, 4, 8, 5, 6, 7]
+    assert batch.prompt.tolist() == [11, 12, 31]
     flat = batch.input_ids.ravel()
-    assert [int(flat[at + 1]) for at in batch.answer_at] == batch.answer.tolist()
-    assert batch.prompt_labels.tolist() == [[11, 12] + [IGNORED] * 3, [IGNORED] * 5]
-    assert (batch.answer_tokens, batch.prompt_tokens) == (5, 2)
+    assert flat[batch.answer_at + 1].tolist() == batch.answer.tolist()
+    assert flat[batch.prompt_at + 1].tolist() == batch.prompt.tolist()
+    assert isinstance(batch.signal, Signal)
+    assert batch.signal.ids[:, 0].tolist() == batch.answer.tolist()
+
+
+def test_a_pass_without_rows_has_no_token(tmp_path: Path) -> None:
+    batch = collate(*made(tmp_path, [[1]], [[2]], [1]), [], pad=7)
+    assert set(batch.input_ids.ravel().tolist()) == {7}
+    assert batch.filled.all()
+    assert len(batch.answer) == len(batch.answer_share) == len(batch.prompt) == 0
+    assert batch.signal is None
+
+
+@pytest.mark.parametrize(("processes", "tokens_per_pass"), [(1, 10_000), (1, 20), (3, 20), (5, 10_000)])
+@pytest.mark.parametrize("layout", ["padded", "packed", "flat"])
+def test_shares_are_a_weighted_mean_over_the_global_batch(
+    layout: Layout, processes: int, tokens_per_pass: int, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(0)
+    prompts = [random.integers(0, 50, n).tolist() for n in random.integers(1, 12, 30)]
+    answers = [random.integers(0, 50, n).tolist() for n in random.integers(1, 6, 30)]
+    weights = random.uniform(0.5, 1.5, 30).tolist()
+    mixture, store = made(tmp_path, prompts, answers, weights)
+    limits: dict[str, Any] = {"tokens_per_step": 60, "tokens_per_pass": tokens_per_pass, "pad": 0, "seed": 0}
+    parts = [
+        Batches(mixture, store, layout=layout, width=8, rank=rank, processes=processes, **limits).step(1)
+        for rank in range(processes)
+    ]
+    assert len({len(part.passes) for part in parts}) == 1  # or some would wait for the others for ever
+    assert len({tuple(part.rows) for part in parts}) == 1
+    rows, passes = parts[0].rows, [batch for part in parts for batch in part.passes]
+    assert (
+        sum(len(batch.answer) for batch in passes) == sum(len(answers[row]) for row in rows) == parts[0].answer_tokens
+    )
+    assert sum(len(batch.prompt) for batch in passes) == sum(len(prompts[row]) - 1 for row in rows)
+    assert sum(batch.answer_share.sum() for batch in passes) == pytest.approx(1, rel=1e-6)
+    assert sum(batch.prompt_share.sum() for batch in passes) == pytest.approx(1, rel=1e-6)
+    of_weight = [weights[row] for row in rows]
+    shares = [float(share) for batch in passes for share in batch.answer_share]
+    assert max(shares) / min(shares) == pytest.approx(max(of_weight) / min(of_weight), rel=1e-5)
+
+
+def test_the_rows_of_a_step_do_not_depend_on_processes_or_passes(tmp_path: Path) -> None:
+    mixture, store = made(tmp_path, [[n, n] for n in range(40)], [[1] * (1 + n % 5) for n in range(40)], [1] * 40)
+    ways: list[dict[str, Any]] = [
+        {"processes": 1, "tokens_per_pass": 100, "layout": "packed"},
+        {"processes": 3, "tokens_per_pass": 9, "layout": "padded"},
+    ]
+    one, other = (Batches(mixture, store, tokens_per_step=30, width=8, pad=0, seed=3, **way) for way in ways)
+    assert [one.step(n).rows for n in range(12)] == [other.step(n).rows for n in range(12)]
+
+
+def test_a_row_without_a_prompt_or_a_signal_is_named(tmp_path: Path) -> None:
+    limits: dict[str, Any] = {"tokens_per_step": 9, "tokens_per_pass": 9, "layout": "packed", "width": 8}
+    mixture, store = made(tmp_path / "a", [[1], []], [[2], [3]], [1, 1])
+    with pytest.raises(InputError, match="row 1 of the mixture has an empty prompt"):
+        Batches(mixture, store, pad=0, seed=0, **limits)
+    mixture, _ = made(tmp_path / "b", [[1]], [[2]], [1])
+    with pytest.raises(Failure, match="no signal"):
+        Batches(mixture, SignalStore(tmp_path / "empty"), pad=0, seed=0, **limits)

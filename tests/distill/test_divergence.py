@@ -11,7 +11,8 @@ from torch import Tensor
 from distill import divergence
 from distill.divergence import IGNORED, Head, Hidden, TopK, losses
 from distill.errors import InputError
-from distill.formulas import FORMULAS, Kind
+from distill.formulas import FORMULAS
+from distill.settings import Divergence
 
 TOKENS, VOCABULARY, WIDTH, TEACHER_WIDTH = 37, 50, 8, 12
 KINDS = list(FORMULAS)
@@ -44,7 +45,7 @@ def made(tokens: int = TOKENS, vocabulary: int = VOCABULARY, scale: float = 1.0)
     )
 
 
-def divergence_of(kind: Kind, log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
+def divergence_of(kind: Divergence, log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
     """The textbook definition, (N,), for autograd."""
     p, q = log_p.exp(), log_q.exp()
 
@@ -79,7 +80,9 @@ def outcomes(log_probabilities: Tensor, ids: Tensor) -> Tensor:
     return torch.cat([log_probabilities.gather(-1, ids), rest], -1)
 
 
-def plain(case: Case, kind: Kind, beta: float, temperature: float, k: int | None) -> tuple[Tensor, Tensor, Tensor]:
+def plain(
+    case: Case, kind: Divergence, beta: float, temperature: float, k: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return (loss, its gradient to the hidden states, to the head) by autograd over whole logits."""
     hidden, head = case.hidden.clone().requires_grad_(), case.head.clone().requires_grad_()
     logits = hidden @ head.T
@@ -98,7 +101,7 @@ def plain(case: Case, kind: Kind, beta: float, temperature: float, k: int | None
 
 
 def fused(
-    case: Case, kind: Kind, beta: float, temperature: float, k: int | None, dtype: torch.dtype = torch.float32
+    case: Case, kind: Divergence, beta: float, temperature: float, k: int | None, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the same three by `losses`."""
     hidden, head = (part.to(dtype).requires_grad_() for part in (case.hidden, case.head))
@@ -134,14 +137,14 @@ class TestGradients:
 
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize(("k", "temperature"), [(None, 1.0), (None, 2.5), (5, 1.0), (1, 1.0)])
-    def test_they_are_exact_to_1e_6_in_fp32(self, kind: Kind, k: int | None, temperature: float) -> None:
+    def test_they_are_exact_to_1e_6_in_fp32(self, kind: Divergence, k: int | None, temperature: float) -> None:
         case = made()
         exact, found = plain(case, kind, 0.3, temperature, k), fused(case, kind, 0.3, temperature, k)
         assert max(map(error, found, exact)) <= 1e-6
 
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("k", [None, 5])
-    def test_they_are_no_worse_than_plain_bf16(self, kind: Kind, k: int | None) -> None:
+    def test_they_are_no_worse_than_plain_bf16(self, kind: Divergence, k: int | None) -> None:
         case = Case(*(part.bfloat16().double() if part.is_floating_point() else part for part in made()))
         exact = plain(case, kind, 0.3, 1.0, k)
         narrow = Case(*(part.bfloat16() if part.is_floating_point() else part for part in case))
@@ -153,7 +156,7 @@ class TestGradients:
 
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("k", [None, 5])
-    def test_extreme_logits_give_finite_and_exact_ones(self, kind: Kind, k: int | None) -> None:
+    def test_extreme_logits_give_finite_and_exact_ones(self, kind: Divergence, k: int | None) -> None:
         case = made(scale=30.0)  # logits of some hundreds: most probabilities underflow
         exact, found = plain(case, kind, 0.3, 1.0, k), fused(case, kind, 0.3, 1.0, k)
         assert all(torch.isfinite(part).all() for part in found)
@@ -162,7 +165,7 @@ class TestGradients:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("k", [None, 5])
     def test_tiles_and_their_parts_change_nothing(
-        self, kind: Kind, k: int | None, monkeypatch: pytest.MonkeyPatch
+        self, kind: Divergence, k: int | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         case = made(vocabulary=53)
         whole = fused(case, kind, 0.3, 1.0, k, torch.float64)
@@ -172,7 +175,7 @@ class TestGradients:
             assert max(map(error, fused(case, kind, 0.3, 1.0, k, torch.float64), whole)) <= 1e-12
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_one_token_has_them(self, kind: Kind) -> None:
+    def test_one_token_has_them(self, kind: Divergence) -> None:
         case = made(tokens=1)._replace(targets=torch.tensor([3]))
         assert max(map(error, fused(case, kind, 0.3, 1.0, None), plain(case, kind, 0.3, 1.0, None))) <= 1e-6
 
@@ -196,7 +199,7 @@ class TestGradients:
         assert error(table.grad, exact.grad) <= 1e-6
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_bias_and_capped_logits_have_them(self, kind: Kind) -> None:
+    def test_bias_and_capped_logits_have_them(self, kind: Divergence) -> None:
         case, cap = made(), 4.0
         bias = torch.linspace(-1, 1, VOCABULARY, dtype=torch.float64)
         exact = [part.clone().requires_grad_() for part in (case.hidden, case.head, bias)]
@@ -240,7 +243,7 @@ class TestTopK:
     """What the teacher did not keep counts as one more outcome."""
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_with_the_whole_vocabulary_kept_it_is_the_full_divergence(self, kind: Kind) -> None:
+    def test_with_the_whole_vocabulary_kept_it_is_the_full_divergence(self, kind: Divergence) -> None:
         case = made()
         assert max(map(error, fused(case, kind, 0.3, 1.0, VOCABULARY), plain(case, kind, 0.3, 1.0, None))) <= 1e-6
 
@@ -253,7 +256,7 @@ class TestTopK:
         assert abs(float(found.divergence)) <= 1e-9
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_a_student_that_underflows_in_the_tail_has_a_finite_gradient(self, kind: Kind) -> None:
+    def test_a_student_that_underflows_in_the_tail_has_a_finite_gradient(self, kind: Divergence) -> None:
         hidden = torch.tensor([[300.0]], requires_grad=True)
         head = torch.tensor([[1.0], [0.5], [-1.0], [-1.1]])
         teacher = TopK(torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.3]]).log(), torch.tensor([0.2]))
@@ -262,7 +265,7 @@ class TestTopK:
         assert torch.isfinite(hidden.grad).all()
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_a_teacher_without_a_tail_gives_a_finite_loss(self, kind: Kind) -> None:
+    def test_a_teacher_without_a_tail_gives_a_finite_loss(self, kind: Divergence) -> None:
         hidden = torch.zeros(1, 3, requires_grad=True)
         teacher = TopK(torch.tensor([[2, 1]]), torch.tensor([[0.0, -65504.0]]), torch.zeros(1))
         found = losses(hidden, Head(torch.eye(4, 3)), teacher, kind=kind, beta=0.3)
@@ -320,7 +323,7 @@ class TestRefusals:
             losses(torch.zeros(3, 4), Head(torch.zeros(9, 4)), teacher)
 
 
-def plain_bf16(case: Case, kind: Kind, k: int | None) -> tuple[Tensor, Tensor, Tensor]:
+def plain_bf16(case: Case, kind: Divergence, k: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """The usual way: logits in bf16, the loss over them in fp32, gradients by autograd."""
     hidden, head = case.hidden.clone().requires_grad_(), case.head.clone().requires_grad_()
     logits = (hidden @ head.T).float()

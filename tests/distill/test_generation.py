@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from distill.errors import Failure, InputError
-from distill.generation import Generated, greedy, greedy_batches, stop_and_pad
+from distill.generation import Generated, Sampling, greedy, greedy_batches, sampled, stop_and_pad
 from distill.models import load_model, resolve_device
 from distill.prompts import encode, load_tokenizer
 
@@ -200,3 +200,37 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
     assert resolve_device("auto") == torch.device("cpu")
     with pytest.raises(InputError, match="'cuda'"):
         resolve_device("cuda")
+
+
+def test_samples_come_as_often_as_the_model_at_that_temperature_says(model: Any, prompts: Any) -> None:
+    prompt, temperature, draws = prompts[1], 0.7, 400
+    rows = [
+        sampled(model, [prompt], Sampling(temperature, seed), max_new_tokens=1, eos=[1], pad=0)[0]
+        for seed in range(draws)
+    ]
+    logprobs = whole_pass(model, prompt, rows[0].answer)[0]
+    odds = np.exp(logprobs / temperature)
+    likeliest = int(logprobs.argmax())
+    share = np.mean([row.answer[0] == likeliest for row in rows])
+    expected = float(odds[likeliest] / odds.sum())
+    assert 0.1 < expected < 0.99
+    assert share == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / draws))
+    for row in rows[:20]:
+        assert row.logprobs[0] == pytest.approx(logprobs[row.answer[0]], abs=1e-5)
+
+
+def test_a_sample_is_a_pure_function_of_seed_and_prompt_whatever_the_batch(model: Any, prompts: Any) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 6, "eos": [1], "pad": 0}
+    together = sampled(model, prompts, Sampling(1.0, 5), batch_size=6, **options)
+    apart = sampled(model, prompts[::-1], Sampling(1.0, 5), batch_size=2, **options)[::-1]
+    other = sampled(model, prompts, Sampling(1.0, 6), **options)
+    for one, two in zip(together, apart, strict=True):
+        np.testing.assert_array_equal(one.answer, two.answer)
+    assert [row.answer.tolist() for row in together] != [row.answer.tolist() for row in other]
+
+
+def test_nearly_without_temperature_samples_are_the_greedy_answers(model: Any, prompts: Any) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 6, "eos": [1], "pad": 0, "top_k": 3}
+    cold = sampled(model, prompts, Sampling(1e-4, 0), **options)
+    for one, two in zip(cold, greedy(model, prompts, **options), strict=True):
+        same(one, two)

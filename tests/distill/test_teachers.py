@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from distill.errors import InputError
-from distill.generation import greedy
+from distill.generation import greedy, greedy_batches
 from distill.models import load_model
 from distill.prompts import encode, load_tokenizer
 from distill.signals import SignalStore, obtain
 from distill.teachers import local
 from distill.teachers.local import LocalTeacher
-from distill.teachers.protocol import Teacher
+from distill.teachers.protocol import HiddenSignal, Signal, Teacher
 
 PROMPTS = ["The printer does not print", "log in", "How do I set up the mail program?", "x", "invoice"]
 
@@ -51,7 +51,7 @@ def test_an_overlapping_window_buys_only_its_new_prompts(tiny_checkpoint: Path, 
     for at, key in enumerate([*first.keys[:1], *second.keys]):
         found = store.get(key.tobytes())
         np.testing.assert_array_equal(found.answer, expected[at].answer)
-        np.testing.assert_allclose(found.tail, expected[at].tail, atol=1e-5)
+        np.testing.assert_allclose(found.tail, expected[at].tail, atol=2e-4)  # its logarithm is kept as float16
 
 
 def test_the_first_rows_are_there_before_the_last_are_asked(tiny_checkpoint: Path) -> None:
@@ -109,3 +109,81 @@ def test_a_teacher_that_lacks_a_file_is_refused_at_once(tiny_checkpoint: Path, t
     (copy / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"teacher\.model .*model\.safetensors"):
         make(copy)
+
+
+def from_states(teacher: LocalTeacher, model: Any, prompts: list[Any]) -> float:
+    """The largest difference between lm_head(states) and the logits of a plain forward pass over prompt and answer."""
+    import torch
+
+    worst = 0.0
+    for at, signal in teacher.ask(prompts):
+        assert isinstance(signal, HiddenSignal)
+        assert signal.states.shape == (len(signal.answer), 32)
+        ids = torch.tensor(np.concatenate([prompts[at], signal.answer]))[None].long()
+        with torch.no_grad():
+            expected = model(ids).logits[0, len(prompts[at]) - 1 : -1]
+            rebuilt = model.lm_head(torch.from_numpy(signal.states))
+        worst = max(worst, float((rebuilt - expected).abs().max()))
+        assert (rebuilt.argmax(-1).numpy() == signal.answer).all()
+    return worst
+
+
+def test_the_output_layer_makes_the_logits_of_a_forward_pass_from_the_states(tiny_checkpoint: Path) -> None:
+    prompts = encode(load_tokenizer(tiny_checkpoint), PROMPTS, 100).ids
+    teacher = make(tiny_checkpoint, signals_format="hidden:bf16")
+    assert from_states(teacher, load_model(tiny_checkpoint, "cpu"), prompts) <= 1e-5
+
+
+@pytest.mark.parametrize(("name", "error"), [("hidden:bf16", 0.004), ("hidden:int8", 0.01), ("hidden:svd4", 1.0)])
+def test_states_are_bought_once_and_come_back_from_the_store(
+    tiny_checkpoint: Path, tmp_path: Path, name: str, error: float
+) -> None:
+    prompts = encode(load_tokenizer(tiny_checkpoint), PROMPTS, 100).ids
+    teacher = make(tiny_checkpoint, signals_format=name)
+    assert teacher.format == name
+    assert obtain(SignalStore(tmp_path), teacher, prompts).bought_rows == 5
+    again = obtain(SignalStore(tmp_path), teacher, prompts)
+    assert (again.bought_rows, again.reused_rows) == (0, 5)
+    store, expected = SignalStore(tmp_path), dict(teacher.ask(prompts))
+    lengths, found = store.get_many(again.keys)
+    assert isinstance(found, HiddenSignal)
+    assert lengths.tolist() == [len(expected[at].answer) for at in range(5)]
+    np.testing.assert_array_equal(found.answer, np.concatenate([expected[at].answer for at in range(5)]))
+    given = np.concatenate([expected[at].states for at in range(5)])  # type: ignore[union-attr]
+    assert 0 < np.linalg.norm(found.states - given) / np.linalg.norm(given) < error
+
+
+def test_a_format_decides_what_is_kept_and_goes_before_top_k(tiny_checkpoint: Path) -> None:
+    made = {text: make(tiny_checkpoint, signals_format=text) for text in ("", "topk:9", "hidden:int8")}
+    assert {text: teacher.format for text, teacher in made.items()} == {
+        "": "topk:6",
+        "topk:9": "topk:9",
+        "hidden:int8": "hidden:int8",
+    }
+    prompts = encode(load_tokenizer(tiny_checkpoint), PROMPTS, 100).ids
+    _, signal = next(iter(made["topk:9"].ask(prompts)))
+    assert isinstance(signal, Signal)
+    assert signal.ids.shape[1] == 9
+    with pytest.raises(InputError, match=r"teacher\.signals_format 'hidden:fp8': use topk:K, hidden:bf16"):
+        make(tiny_checkpoint, signals_format="hidden:fp8")
+    with pytest.raises(InputError, match=r"hidden:svd32.*width 32; use fewer"):
+        next(iter(make(tiny_checkpoint, signals_format="hidden:svd32").ask(prompts)))
+    for text in ("topk:9", "hidden:int8"):
+        made[text].check(load_tokenizer(tiny_checkpoint), 10**6)  # the settings' k, which neither goes by
+
+
+def test_states_of_a_model_that_scales_its_logits_are_refused(tiny_checkpoint: Path) -> None:
+    model, tokenizer = load_model(tiny_checkpoint, "cpu"), load_tokenizer(tiny_checkpoint)
+    prompts = encode(tokenizer, PROMPTS, 100).ids
+    forward = model.forward
+
+    def scaled(*given: Any, **options: Any) -> Any:
+        output = forward(*given, **options)
+        output.logits = output.logits / 2
+        return output
+
+    model.forward = scaled
+    with pytest.raises(InputError, match=r"scales or caps the logits.*topk:K"):
+        list(greedy_batches(model, prompts, max_new_tokens=3, eos=[1], pad=0, hidden=True))
+    assert not model._forward_hooks
+    assert not model.lm_head._forward_hooks

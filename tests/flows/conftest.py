@@ -54,6 +54,7 @@ def make_workspace(
         settings: dict[str, dict[str, Any]] = {
             "student": {"name": "helpdesk", "base": str(tiny_checkpoint), "max_new_tokens": 8},
             "teacher": {"model": str(teacher), "top_k": 8},
+            "audit": {"labels": False},  # what a random teacher answers is never the label
             "training": {"epochs": 0.5, "first_epochs": 1.0, "warmup_steps": 2, "checkpoint_steps": 5},
             "reference": {"window": REFERENCE},
             "traffic": {"window_days": 7},

@@ -17,7 +17,7 @@ from flows.wiring import Places
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "redistill.toml"
-    path.write_text('workspace = "here"\n[training]\nepochs = 2\nlearning_rate = 0.01\nbatch_size = 8\n')
+    path.write_text('workspace = "here"\n[training]\nepochs = 2\nlearning_rate = 0.01\ntokens_per_step = 8\n')
     return path
 
 
@@ -31,7 +31,7 @@ def test_each_source_overrides_the_one_before(config: Path, monkeypatch: pytest.
     chosen = load(config, command_line("--training.epochs", "4"))
     assert chosen.training.epochs == 4  # command line
     assert chosen.training.learning_rate == 0.02  # environment
-    assert chosen.training.batch_size == 8  # file
+    assert chosen.training.tokens_per_step == 8  # file
     assert chosen.training.seed == Settings().training.seed  # default
 
 
@@ -57,7 +57,8 @@ def test_the_environment_can_name_the_file(config: Path, monkeypatch: pytest.Mon
         ("[trainng]\nepochs = 2", ["trainng", "redistill.toml", "the nearest is training"]),
         ('[training]\nepochs = "many"', ["training.epochs = 'many'", "redistill.toml", "valid number"]),
         ("[training]\nepochs = -1", ["training.epochs = -1", "redistill.toml", "greater than 0"]),
-        ("[training]\nbatch_size = 64\nprocesses = 3", ["training", "redistill.toml", "not a multiple of processes 3"]),
+        ("[training]\nbatch_size = 64", ["training.batch_size = 64", "nearest is training.tokens_per_step"]),
+        ("[training]\nmicro_batch_size = 64", ["training.micro_batch_size", "nearest is training.tokens_per_pass"]),
         ("[training]\nepochs = inf", ["training.epochs = inf", "redistill.toml", "finite"]),
         (
             "[traffic]\nheld_out_from = 85",
@@ -141,7 +142,7 @@ def test_a_registry_file_is_the_same_wherever_the_command_is_given(
     assert Places(given).registry_uri == f"sqlite:///{tmp_path}/here/mlflow.db"
 
 
-@pytest.mark.parametrize("key", ["workspace", "teacher.signals", "packaging.home"])
+@pytest.mark.parametrize("key", ["workspace", "packaging.home"])
 def test_a_url_where_a_folder_of_this_machine_is_needed_is_refused(key: str) -> None:
     *table, name = key.split(".")
     values: dict[str, Any] = {name: "s3://bucket/x"}

@@ -1,0 +1,68 @@
+"""A step that would spoil the student is not taken: its loss is no number, or far above that of the steps before.
+
+The run stops before the optimizer moves, so the last training state is unspoiled; the rows of the batch are written
+down, since they are the first thing to look at.
+"""
+
+import json
+import math
+from pathlib import Path
+from statistics import median
+
+import torch.distributed as dist
+
+from distill.errors import Failure
+from distill.mixture import Mixture
+from distill.progress import Progress
+from distill.settings import TrainingSettings
+
+SUSPECTS = "suspect_rows.json"
+_SHOWN = 8  # row numbers in the message; all of them are in the file
+
+
+def check(
+    progress: Progress,
+    loss: float,
+    norm: float,
+    settings: TrainingSettings,
+    chosen: list[int],
+    rows: Mixture,
+    out: Path,
+) -> None:
+    """Raise Failure, naming step, loss and the batch's rows, unless the step may be taken. Collective where it raises.
+
+    `chosen` are the row numbers of the global batch; all of them are written to `out`/suspect_rows.json.
+    """
+    found = reason(progress, loss, norm, settings)
+    if not found:
+        return
+    path, step = out / SUSPECTS, progress.step + 1
+    if dist.get_rank() == 0:
+        keys = [rows.keys[row].tobytes().hex() for row in chosen]
+        table = {"step": step, "loss": str(loss), "grad_norm": str(norm), "reason": found, "rows": chosen, "keys": keys}
+        path.write_text(json.dumps(table, indent=1))
+    dist.barrier()  # the first process to fail ends the others
+    shown = ", ".join(map(str, chosen[:_SHOWN])) + (", ..." if len(chosen) > _SHOWN else "")
+    raise Failure(
+        f"step {step} was not taken: {found}. Its batch is rows {shown} of the mixture (all {len(chosen)} in "
+        f"{str(path)!r}): look at them, then lower training.learning_rate; the training state before it is unspoiled"
+    )
+
+
+def reason(progress: Progress, loss: float, norm: float, settings: TrainingSettings) -> str:
+    """Return why a step with this loss and gradient norm must not be taken; empty when it may."""
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        return f"the loss is {loss} and the gradient norm {norm}"
+    for name, value, before, factor, setting in (
+        ("loss", loss, progress.losses, settings.loss_spike, "loss_spike"),
+        ("gradient norm", norm, progress.norms, settings.norm_spike, "norm_spike"),
+    ):
+        if not factor or len(before) < settings.spike_steps:
+            continue
+        usual = median(before[-settings.spike_steps :])
+        if value > factor * usual:
+            return (
+                f"the {name} is {value:.6g}, more than training.{setting} = {factor:g} times its median "
+                f"{usual:.6g} over the last {settings.spike_steps} steps"
+            )
+    return ""

@@ -1,0 +1,162 @@
+"""The student with its loss, so that both lie inside one sharded forward.
+
+    loss = sum over answer tokens of share * (D + w_ce * CE + w_hidden * H) + w_prompt * sum over prompt tokens of
+           share * CE + w_attention * sum over positions that predict an answer token of share * A
+
+A token's share is its part of the mean over all tokens of its kind in the global batch (distill/batches.py): summed
+over passes and processes the loss is that mean, however the batch was packed, split or dealt out. D is a divergence
+(distill/divergence.py), H and A compare states and attention maps of some layers (distill/intermediate.py).
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distill import divergence, intermediate
+from distill.batches import Batch
+from distill.divergence import Head, Hidden, Teacher, TopK
+from distill.errors import InputError
+from distill.inside import Inside, blocks_of, output_of, run
+from distill.packing import Layout
+from distill.settings import TrainingSettings
+from distill.teachers.beside import Beside
+from distill.teachers.protocol import HiddenSignal
+
+
+class Objective(nn.Module):
+    """Runs a pass; returns its part of the loss, and what that is made of.
+
+    teacher: needed for signals that are final states, and for a live teacher. Raises InputError for layers that are
+    not there.
+    """
+
+    def __init__(
+        self, student: nn.Module, settings: TrainingSettings, layout: Layout, teacher: Beside | None = None
+    ) -> None:
+        super().__init__()
+        self.student, self.settings, self.layout, self.teacher = student, settings, layout, teacher
+        self.output = output_of(student)
+        self.pairs, self.projections = _inside(student, settings, teacher)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return (loss, a scalar; its parts as PARTS names them, each with its weight, (len(PARTS),) float64)."""
+        student: Any = self.student
+        layer, settings = student.get_output_embeddings(), self.settings
+        head = Head(layer.weight, layer.bias, self.output.softcap)
+
+        def tensor(values: Any) -> Tensor:
+            return torch.from_numpy(values).to(layer.weight.device, non_blocking=True)
+
+        inputs = {
+            "input_ids": tensor(batch.input_ids),
+            # From positions alone the model knows where a row begins.
+            **(
+                {"attention_mask": tensor(batch.filled)}
+                if self.layout == "padded"
+                else {"position_ids": tensor(batch.position_ids)}
+            ),
+        }
+        seen = run(
+            student,
+            self.output,
+            inputs,
+            [own for own, _ in self.pairs],
+            attention=bool(settings.attention_weight),
+        )
+        states, at, share = seen.final.flatten(0, 1), tensor(batch.answer_at), tensor(batch.answer_share)
+        theirs = self._live(inputs)
+        answer = divergence.losses(
+            states[at],
+            head,
+            self._teacher(batch, theirs, at, tensor),
+            divergence_weights=share,
+            targets=tensor(batch.answer),
+            target_weights=settings.cross_entropy_weight * share,
+            kind=settings.divergence,
+            beta=settings.divergence_beta,
+            temperature=settings.temperature,
+        )
+        prompt = divergence.losses(
+            states[tensor(batch.prompt_at)],
+            head,
+            None,
+            targets=tensor(batch.prompt),
+            target_weights=settings.prompt_weight * tensor(batch.prompt_share),
+        )
+        hidden, attention = self._intermediate(batch, seen, theirs, at, tensor)
+        parts = [answer.divergence, answer.cross_entropy, prompt.cross_entropy, hidden.double(), attention.double()]
+        return answer.total + prompt.total + hidden + attention, torch.stack(parts).detach()
+
+    @torch.no_grad()
+    def _live(self, inputs: dict[str, Tensor]) -> Inside | None:
+        """Return what a live teacher sees in the student's batch."""
+        teacher = self.teacher
+        if teacher is None or teacher.model is None:
+            return None
+        layers = [other for _, other in self.pairs]
+        return run(teacher.model, teacher.output, inputs, layers, attention=bool(self.settings.attention_weight))
+
+    def _teacher(self, batch: Batch, theirs: Inside | None, at: Tensor, tensor: Any) -> Teacher | None:
+        """Return the teacher's distribution over the answer tokens; None where a pass has none."""
+        if batch.signal is None:
+            return None
+        if theirs is not None and self.teacher is not None:
+            return Hidden(theirs.final.flatten(0, 1)[at], self.teacher.head)
+        if not isinstance(batch.signal, HiddenSignal):
+            kept = batch.signal
+            return TopK(tensor(kept.ids.astype(np.int64)), tensor(kept.logprobs.astype(np.float32)), tensor(kept.tail))
+        if self.teacher is None:
+            raise InputError(f"signals {batch.signal.format!r} need the teacher's output layer: name its checkpoint")
+        return Hidden(tensor(batch.signal.states) * self.teacher.output.scale, self.teacher.head)
+
+    def _intermediate(
+        self, batch: Batch, seen: Inside, theirs: Inside | None, at: Tensor, tensor: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Return the terms on states and on attention maps with their weights, scalars."""
+        settings, share = self.settings, tensor(batch.answer_share)
+        hidden = attention = seen.final.new_zeros((), dtype=torch.float32)
+        if settings.hidden_weight:
+            own = self.projections([part.flatten(0, 1)[at] for part in seen.hidden])
+            if theirs is not None:
+                other = [part.flatten(0, 1)[at] for part in theirs.hidden]
+            elif isinstance(batch.signal, HiddenSignal):
+                other = [tensor(batch.signal.states)]
+            else:  # a pass without answers
+                other = [part.detach() for part in own]
+            hidden = settings.hidden_weight * intermediate.hidden_loss(own, other, share)
+        if settings.attention_weight and theirs is not None:
+            weights = torch.zeros(batch.input_ids.size, device=share.device).index_put((at,), share)
+            attention = settings.attention_weight * intermediate.attention_loss(
+                seen.attention, theirs.attention, weights.view(batch.input_ids.shape)
+            )
+        return hidden, attention
+
+
+def _inside(
+    student: Any, settings: TrainingSettings, teacher: Beside | None
+) -> tuple[list[tuple[int, int]], nn.Module]:
+    """Return the pairs of layers that are compared, and what brings the student's states to the teacher's width."""
+    if not (settings.hidden_weight or settings.attention_weight):
+        return [], nn.Identity()
+    if teacher is None:
+        raise InputError(
+            "training.hidden_weight and training.attention_weight compare the student's layers with the teacher's: set "
+            "training.live_teacher, or for the last layer's states teacher.signals_format hidden:bf16"
+        )
+    layers = len(blocks_of(student))
+    if teacher.model is None:
+        pairs = intermediate.layer_map(settings.layers, layers, layers)
+        if pairs != [(layers, layers)]:
+            raise InputError(
+                f"training.layers {settings.layers!r}: signals hold the last layer's states alone; set it to last, or "
+                "training.live_teacher to true"
+            )
+    else:
+        pairs = intermediate.layer_map(settings.layers, layers, len(blocks_of(teacher.model)))
+    width = student.get_output_embeddings().weight.shape[1]
+    with torch.random.fork_rng():  # the same in every process
+        torch.manual_seed(settings.seed)
+        projections = intermediate.Projections(len(pairs) if settings.hidden_weight else 0, width, teacher.width)
+    return pairs, projections.to(next(student.parameters()).device)

@@ -1,0 +1,209 @@
+"""What stops a training, what validation is for, and what came of it: one process, in this one."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+from distill import checkpoint, guards, outcome, states, validation
+from distill.errors import Failure, InputError
+from distill.order import Order
+from distill.progress import Progress
+from distill.request import TrainRequest
+from distill.settings import TrainingSettings
+from distill.trainer import train
+
+STEPS = 6
+Records = Callable[[Path], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process() -> Iterator[None]:
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing in the training handles it."""
+
+
+def trained(request: Path, *, killed_at: int = 0) -> Path:
+    """Train here; the training ends without a word once the state after step `killed_at` is published."""
+    with pytest.MonkeyPatch.context() as patch:
+        whole = states.save
+
+        def save(folder: Path, state: dict[str, Any], progress: Progress, *, keep: int) -> None:
+            whole(folder, state, progress, keep=keep)
+            if progress.step == killed_at:
+                raise Killed
+
+        patch.setattr(states, "save", save)
+        if killed_at:
+            with pytest.raises(Killed):
+                train(TrainRequest.load(request))
+        else:
+            train(TrainRequest.load(request))
+    return request.parent
+
+
+def losses(records: list[dict[str, Any]]) -> list[float]:
+    return [record["loss"] for record in records]
+
+
+def test_a_resumed_training_with_dropout_equals_the_uninterrupted_one(
+    request_in: Any, records_of: Records, checkpoint_maker: Any, tmp_path: Path
+) -> None:
+    start = checkpoint_maker(tmp_path / "start")
+    config = json.loads((start / "config.json").read_text())
+    without = trained(request_in(tmp_path / "without", start=start))
+    (start / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.3}))
+    whole = trained(request_in(tmp_path / "whole", start=start))
+    request = request_in(tmp_path / "killed", start=start)
+    trained(request, killed_at=4)
+    np.random.seed(1)  # whatever else was drawn
+    again = trained(request)
+    assert losses(records_of(again)) == losses(records_of(whole)) != losses(records_of(without))
+    assert [r["learning_rate"] for r in records_of(again)] == [r["learning_rate"] for r in records_of(whole)]
+    assert checkpoint.digest(again / "student") == checkpoint.digest(whole / "student")
+
+
+def test_a_step_that_is_no_number_is_not_taken_and_its_rows_are_named(
+    request_in: Any, records_of: Records, tmp_path: Path
+) -> None:
+    request = request_in(tmp_path / "run")
+    fields = json.loads(request.read_text())
+    request.write_text(json.dumps({**fields, "learning_rate": 1e30}))
+    with pytest.raises(
+        Failure, match=r"step 2 was not taken: the loss is .* gradient norm nan.* lower training\.learning_rate"
+    ):
+        train(TrainRequest.load(request))
+    suspects = json.loads((tmp_path / "run" / guards.SUSPECTS).read_text())
+    assert suspects["step"] == 2
+    assert len(suspects["rows"]) == len(suspects["keys"]) > 1
+    assert [record["step"] for record in records_of(tmp_path / "run")] == [1]
+    assert not (tmp_path / "run" / "student").exists()
+
+
+def progress_after(losses: list[float], norms: list[float]) -> Progress:
+    return Progress(step=len(losses), losses=losses, norms=norms)
+
+
+def test_a_spike_above_the_running_median_stops_and_a_healthy_curve_does_not() -> None:
+    settings = TrainingSettings(loss_spike=3, norm_spike=5, spike_steps=4)
+    usual = progress_after([1.0, 0.9, 5.0, 0.8], [1.0] * 4)  # the median forgives one that was let through
+    assert guards.reason(usual, 2.5, 4.0, settings) == ""
+    assert "the loss is 3, more than training.loss_spike = 3 times its median 0.95" in guards.reason(
+        usual, 3.0, 1.0, settings
+    )
+    assert "the gradient norm is 6" in guards.reason(usual, 1.0, 6.0, settings)
+    assert guards.reason(progress_after([1.0] * 3, [1.0] * 3), 99.0, 99.0, settings) == ""  # too early to tell
+    off = settings.model_copy(update={"loss_spike": 0.0, "norm_spike": 0.0})
+    assert guards.reason(usual, 99.0, 99.0, off) == ""
+    assert "nan" in guards.reason(Progress(), float("nan"), 1.0, off)
+
+
+def test_a_spike_is_found_by_a_resumed_training_as_well(request_in: Any, tmp_path: Path) -> None:
+    request = request_in(tmp_path / "run", loss_spike=1e-3, spike_steps=3)
+    for _ in range(2):  # the second one begins after the state of step 2
+        with pytest.raises(Failure, match=r"step 4 was not taken: the loss is .* training\.loss_spike = 0\.001"):
+            train(TrainRequest.load(request))
+    assert outcome.OUTCOME not in {path.name for path in (tmp_path / "run").iterdir()}
+
+
+def test_held_out_rows_are_a_function_of_key_and_seed_and_alike_rows_go_together() -> None:
+    keys = np.random.default_rng(0).integers(0, 256, (4000, 32)).astype(np.uint8)
+    keys[1000:2000] = keys[:1000]
+    held = validation.held_out(keys, 0.1, seed=3)
+    assert 0.08 < held.mean() < 0.12
+    assert (held[1000:2000] == held[:1000]).all()
+    assert (validation.held_out(keys[::-1], 0.1, seed=3)[::-1] == held).all()
+    assert (validation.held_out(keys, 0.1, seed=4) != held).any()
+    assert not validation.held_out(keys, 0.0, seed=3).any()
+    assert validation.held_out(keys[:5], 1e-9, seed=3).sum() == 1
+    with pytest.raises(InputError, match=r"validation_share = 0\.5 holds out all 1 rows"):
+        validation.held_out(keys[:1], 0.5, seed=3)
+
+
+def test_validation_leaves_its_rows_out_and_the_order_of_the_others_as_it_is() -> None:
+    lengths, held = np.full(40, 7), np.arange(40) % 5 == 0
+    whole, rest = Order(lengths, 40 * 7, seed=1), Order(lengths, 40 * 7, seed=1, left_out=held)  # a pass is a step
+    assert sorted(rest.rows(0)) == np.flatnonzero(~held).tolist()
+    assert rest.rows(0) == [row for row in whole.rows(0) if not held[row]]
+    with pytest.raises(InputError, match="no row to learn from"):
+        Order(lengths, 280, seed=1, left_out=np.ones(40, np.bool_))
+
+
+def test_the_best_step_by_validation_is_exported_and_training_stops_when_it_gets_no_better(
+    request_in: Any, records_of: Records, tmp_path: Path
+) -> None:
+    changes = {"validation_share": 0.2, "validation_steps": 1, "patience": 2, "keep_checkpoints": 1}
+    request = request_in(tmp_path / "run", steps=60, checkpoint_steps=50, **changes)
+    fields = json.loads(request.read_text())
+    request.write_text(json.dumps({**fields, "learning_rate": 0.2}))  # it soon gets worse
+    output = trained(request)
+    came, records = outcome.read(output), records_of(output)
+    by_step = [record["validation_loss"] for record in records]
+    assert came["stopped_early"]
+    assert came["steps"] == len(records) == came["exported_step"] + 2 < came["steps_planned"]
+    assert came["validation_loss"] == min(by_step) == by_step[came["exported_step"] - 1]
+    assert came["rows"]["training"] + came["rows"]["validation"] == came["rows"]["mixture"] == 32
+    kept = {int(path.name.removeprefix("step-")) for path in (output / "checkpoints").glob("step-*")}
+    assert kept == {came["exported_step"], came["steps"]}
+    again = TrainRequest.load(request_in(tmp_path / "ask", start=output / "student", steps=1, **changes))
+    train(again)  # with a rate of 1e-2 its first step moves little
+    assert records_of(tmp_path / "ask")[0]["validation_loss"] < records[-1]["validation_loss"]
+
+
+def test_without_validation_the_last_step_is_exported(request_in: Any, tmp_path: Path) -> None:
+    output = trained(request_in(tmp_path / "run", steps=3, keep_checkpoints=1))
+    came = outcome.read(output)
+    assert (came["exported_step"], came["exported_because"]) == (3, "last step (validation is off)")
+    assert came["rows"] == {"mixture": 32, "training": 32, "validation": 0}
+    assert [path.name for path in (output / "checkpoints").glob("step-*")] == ["step-000003"]
+
+
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
+@pytest.mark.parametrize("how", ["changed", "missing"])
+def test_a_damaged_training_state_is_named_and_the_one_before_it_can_be_used(
+    name: str, how: str, request_in: Any, records_of: Records, tmp_path: Path
+) -> None:
+    request = request_in(tmp_path / "run", steps=4)
+    output = trained(request)
+    latest = output / "checkpoints" / "step-000004"
+    content = bytearray((latest / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (latest / name).unlink()
+    if how == "changed":
+        (latest / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"step-000004' is not what was published \({name}.*delete that folder"):
+        train(TrainRequest.load(request))
+    for path in latest.iterdir():
+        path.unlink()
+    latest.rmdir()
+    before = losses(records_of(output))
+    assert losses(records_of(trained(request))) == before
+
+
+def test_a_damaged_list_of_states_is_named(request_in: Any, tmp_path: Path) -> None:
+    request = request_in(tmp_path / "run", steps=1)
+    output = trained(request)
+    (output / "checkpoints" / states.LATEST).write_text("{")
+    with pytest.raises(InputError, match="LATEST' is damaged"):
+        train(TrainRequest.load(request))
+
+
+def test_what_a_killed_training_left_half_written_is_removed(request_in: Any, tmp_path: Path) -> None:
+    request = request_in(tmp_path / "run", steps=4)
+    trained(request, killed_at=2)
+    for name in ("step-000004.partial", "step-000003"):  # killed while writing; killed before it was published
+        (tmp_path / "run" / "checkpoints" / name).mkdir()
+        (tmp_path / "run" / "checkpoints" / name / "__0_0.distcp").write_bytes(b"half")
+    trained(request)
+    kept = {path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")}
+    assert kept == {"step-000002", "step-000004"}
