@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.losses import naive, one_pass, top_64
 from benchmarks.machine import machine
 from distill.divergence import Head, Hidden, losses
-from distill.formulas import FORMULAS
+from distill.loss.formulas import FORMULAS
 
 STUDENT, TEACHER, VOCABULARY = 1024, 2560, 152_000  # widths of a 0.6B student and a 4B teacher
 DENSE_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}  # bf16, from the vendor's data sheets

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.machine import machine
-from distill import encodings, shards
 from distill.signals import SignalStore, key
+from distill.store import encodings, shards
 from distill.teachers.protocol import AnySignal, HiddenSignal, Signal
 
 STEP = 760  # tokens that a training step takes a CPU second

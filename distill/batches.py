@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.batching.order import Order
+from distill.batching.packing import Bin, Layout, dealt, passes
 from distill.errors import InputError
 from distill.mixture import Mixture
-from distill.order import Order
-from distill.packing import Bin, Layout, dealt, passes
 from distill.signals import SignalStore
 from distill.teachers.protocol import AnySignal
 

@@ -1,6 +1,6 @@
 """A model on disk: a Hugging Face directory (or hub name) -> a local folder that is whole, and its SHA-256.
 
-The state of a training run lies in distill.states; the finished student is written by distill.models.export.
+The state of a training run lies in distill.training.states; the finished student is written by distill.models.export.
 """
 
 import hashlib

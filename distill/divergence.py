@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from distill.errors import InputError
-from distill.formulas import FORMULAS
+from distill.loss.formulas import FORMULAS
+from distill.loss.tile import Head, Hidden, Teacher, TopK, Work, loss_of_rows
 from distill.settings import Divergence
-from distill.tile import Head, Hidden, Teacher, TopK, Work, loss_of_rows
 
 __all__ = ["IGNORED", "TILE", "Head", "Hidden", "Losses", "Teacher", "TopK", "losses"]
 
@@ -51,7 +51,7 @@ def losses(
     hidden (N, D) with gradient to it, to head.weight and to head.bias; divergence_weights and target_weights (N,), ones
     where not given; targets (N,), IGNORED where a token has none. Without a teacher it is cross entropy alone. The
     temperature divides both logits of the divergence (no factor T^2); cross entropy is at temperature 1. beta is that
-    of `distill.formulas`. Raises InputError for what cannot be computed.
+    of `distill.loss.formulas`. Raises InputError for what cannot be computed.
     """
     _check(hidden, head, teacher, targets, kind, beta, temperature)
     wide = _wide(hidden.dtype)

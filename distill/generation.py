@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.errors import Failure, InputError
-from distill.final_states import FinalStates
+from distill.teachers.final_states import FinalStates
 
 Progress = Callable[[int, int], None]  # (rows done, rows in all)
 

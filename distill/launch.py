@@ -4,8 +4,9 @@
     python -m distill.launch request.json --nodes 2 --node-rank 0 --rendezvous 10.0.0.1:29400   the first of two
     python -m distill.launch request.json --nodes 2 --node-rank 1 --rendezvous 10.0.0.1:29400   the second
 
-Each machine has an agent of torch elastic (distill.agent) and its workers (distill.worker). Where one process dies all
-of them end; the next start goes on from the last training state, on as many processes and machines as it is given.
+Each machine has an agent of torch elastic (distill.machines.agent) and its workers (distill.worker). Where one process
+dies all of them end; the next start goes on from the last training state, on as many processes and machines as it is
+given.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import Failure, InputError
-from distill.nodes import Nodes
+from distill.machines.nodes import Nodes
 from distill.request import ERROR, PROGRESS, TrainRequest
 
 _PR_SET_PDEATHSIG = 1
@@ -101,7 +102,7 @@ def _told(failed: dict[str, Any]) -> str:
 
 def _command(request: Path, processes: int, nodes: Nodes) -> list[str]:
     plan = {"request": str(request), "processes": processes, "nodes": asdict(nodes)}
-    return [sys.executable, "-m", "distill.agent", json.dumps(plan)]
+    return [sys.executable, "-m", "distill.machines.agent", json.dumps(plan)]
 
 
 def _environment(processes: int) -> dict[str, str]:

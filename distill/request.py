@@ -10,7 +10,7 @@ from distill.errors import InputError
 from distill.settings import LOCATION, TrainingSettings
 
 PROGRESS = "redistill.step "  # begins a line that holds a step's record as JSON
-ERROR = "redistill.error "  # begins the line in which an agent says why its attempt failed (distill.failures.Failed)
+ERROR = "redistill.error "  # begins the line in which an agent says why its attempt failed (Failed)
 AGENT = "REDISTILL_AGENT"  # process id of the agent that started a worker
 LOGS = "REDISTILL_LOGS"  # folder of the attempt's logs; set for workers that an agent started
 

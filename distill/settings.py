@@ -7,7 +7,7 @@ from pydantic.config import JsonDict
 
 LOCATION: JsonDict = {"location": True}  # where a thing lies, not what comes out: no part of a request's identity
 Device = Literal["auto", "cpu", "cuda"]
-Divergence = Literal[  # distill.formulas has the formulas
+Divergence = Literal[  # distill.loss.formulas has the formulas
     "forward_kl",
     "reverse_kl",
     "jensen_shannon",
@@ -109,7 +109,7 @@ class TrainingSettings(Section):
     layers: str = Field(
         "last",
         pattern=r"^(last|uniform|\s*(\d+|last):(\d+|last)\s*(,\s*(\d+|last):(\d+|last)\s*)*)$",
-        description="which layers both compare: last, uniform, or STUDENT:TEACHER pairs as in 2:4,last:last",
+        description="which layers both compare: last, uniform, or pairs as in 2:4,last:last [STUDENT:TEACHER]",
     )
     cross_entropy_weight: float = Field(
         0.1, ge=0, description="weight of cross entropy on the teacher's answer beside the divergence [factor]"
@@ -143,12 +143,15 @@ class TrainingSettings(Section):
     )
     nodes: int = Field(1, ge=1, description="machines that train together [count]", json_schema_extra=LOCATION)
     node_rank: int = Field(
-        0, ge=0, description="which of them this one is; 0 hosts the rendezvous [0..nodes)", json_schema_extra=LOCATION
+        0,
+        ge=0,
+        description="which of them this one is, below nodes; 0 hosts the rendezvous [number]",
+        json_schema_extra=LOCATION,
     )
     rendezvous: str = Field(
         "",
         pattern=r"^$|^[^\s/]+:\d{1,5}$",
-        description="HOST:PORT of machine 0, where the others find it; more than one machine needs it",
+        description="machine 0, where the others find it; more than one machine needs it [HOST:PORT]",
         json_schema_extra=LOCATION,
     )
     rendezvous_seconds: float = Field(
@@ -186,7 +189,7 @@ class TrainingSettings(Section):
     lora_targets: str = Field(
         "all-linear",
         min_length=1,
-        description="linear layers that get adapters: names with commas, or all-linear for those of all blocks",
+        description="linear layers that get adapters: with commas, or all-linear for those of all blocks [names]",
     )
     device: Device = Field("auto", description="where the student trains [auto, cpu, cuda]")
     seed: int = Field(0, ge=0, description="of order and draws [integer]")

@@ -1,8 +1,8 @@
 """The store of teacher signals: bought once, found again by content, read without copying what need not be.
 
 A record's key is SHA-256 of (teacher digest, signal format, sampling, the prompt's token ids). Records lie in
-immutable shards (distill/shards.py) of a local folder or an fsspec URL (distill/places.py); several processes may
-write, compact and evict at once.
+immutable shards (distill/store/shards.py) of a local folder or an fsspec URL (distill/store/places.py); several
+processes may write, compact and evict at once.
 
     python -m distill.signals stats|verify|compact|evict ROOT
 """
@@ -19,13 +19,13 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from distill import encodings, shards
-from distill.encodings import Encoded
 from distill.errors import Failure
-from distill.places import place_of
-from distill.records import Bases, pack
-from distill.shards import Damaged, Shard
-from distill.soundness import Record, check
+from distill.store import encodings, shards
+from distill.store.encodings import Encoded
+from distill.store.places import place_of
+from distill.store.records import Bases, pack
+from distill.store.shards import Damaged, Shard
+from distill.store.soundness import Record, check
 from distill.teachers.protocol import AnySignal, Teacher
 
 Keys: TypeAlias = NDArray[np.uint8]  # (N, 32)
@@ -293,6 +293,6 @@ def _strings(keys: Keys) -> NDArray[np.bytes_]:
 
 
 if __name__ == "__main__":
-    from distill.signals_command import main
+    from distill.store.command import main
 
     sys.exit(main())

@@ -1,7 +1,8 @@
 """The hot loop: a student learns the teacher's signals, on one process or many.
 
-Every step takes some `tokens_per_step` tokens (distill/order.py), dealt over the processes and packed into forward
-passes (distill/batches.py). Its loss is a mean over all the tokens of that global batch (distill/objective.py).
+Every step takes some `tokens_per_step` tokens (distill/batching/order.py), dealt over the processes and packed into
+forward passes (distill/batches.py). Its loss is a mean over all the tokens of that global batch
+(distill/loss/objective.py).
 """
 
 import math
@@ -23,22 +24,23 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.stateful import Stateful
 
-from distill import adapters, guards, mixture, outcome, states, validation
-from distill.ahead import made_ahead
-from distill.attention import layout_of
+from distill import mixture
 from distill.batches import Batches
+from distill.batching.ahead import made_ahead
+from distill.batching.attention import layout_of
+from distill.batching.packing import Layout
 from distill.errors import InputError
+from distill.loss.objective import Objective
 from distill.models import export, load_model
-from distill.objective import Objective
-from distill.packing import Layout
-from distill.progress import Progress
-from distill.randomness import seed_step
 from distill.request import TrainRequest
 from distill.settings import TrainingSettings
-from distill.sharding import clip, device_of, mesh_of, shard
 from distill.signals import SignalStore
-from distill.steplog import PARTS, StepLog
 from distill.teachers.beside import Beside, beside, check_weights
+from distill.training import adapters, guards, outcome, states, validation
+from distill.training.progress import Progress
+from distill.training.randomness import seed_step
+from distill.training.sharding import clip, device_of, mesh_of, shard
+from distill.training.steplog import PARTS, StepLog
 
 # Frozen weights, those under adapters, are in the checkpoint that the student starts from.
 _LEARNING = StateDictOptions(ignore_frozen_params=True, strict=False)
@@ -69,8 +71,8 @@ class TrainState(Stateful):
 def train(request: TrainRequest) -> None:
     """Train until the last step, or until validation says so, and export `output/student`. Collective.
 
-    Goes on from the latest training state. Raises Failure when a step would spoil the student (distill/guards.py), and
-    InputError for a student that cannot be trained.
+    Goes on from the latest training state. Raises Failure when a step would spoil the student
+    (distill/training/guards.py), and InputError for a student that cannot be trained.
     """
     settings, output, rank = request.settings, Path(request.output), dist.get_rank()
     device = device_of(settings.device)

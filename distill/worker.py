@@ -62,7 +62,7 @@ def _train(request: TrainRequest) -> None:
 
 def _note(error: Exception) -> None:
     """Write down why, before the others can notice that this process is gone."""
-    from distill import failures
+    from distill.machines import failures
 
     rank, folder = int(os.environ["RANK"]), Path(os.environ[LOGS])
     fields: dict[str, Any] = {

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from distill import mixture, replay
+from distill import mixture
 from distill.errors import InputError
+from distill.mixing import replay
 from monitoring import traffic
 from monitoring.features import texts
 from monitoring.segments import MAX_VALUES, MISSING, PREFIX

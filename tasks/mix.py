@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from distill import audit, duplicates, mixture, replay, selection
+from distill import mixture
 from distill.errors import Failure
-from distill.selection import Candidates, Chosen
+from distill.mixing import audit, duplicates, replay, selection
+from distill.mixing.selection import Candidates, Chosen
 from distill.signals import Obtained, SignalStore
 from tasks import learned, watch
 from tasks.run import Run

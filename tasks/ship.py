@@ -18,7 +18,7 @@ from deployments.errors import Failure, InputError
 from deployments.registry import Registry
 from deployments.settings import PackagingSettings
 from distill.settings import StudentSettings
-from distill.steplog import PARTS
+from distill.training.steplog import PARTS
 from tasks.run import Run, code_revision, run_stage
 from tasks.train import step_records
 

@@ -11,7 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from distill import audit
+from distill.mixing import audit
 from distill.settings import AuditSettings, MixtureSettings, StudentSettings, TeacherSettings, TrainingSettings
 from distill.signals import Obtained, SignalStore
 from monitoring.settings import TrafficSettings

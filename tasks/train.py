@@ -10,11 +10,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from distill import checkpoint, outcome
+from distill import checkpoint
 from distill.launch import train_in_processes
-from distill.nodes import Nodes
+from distill.machines.nodes import Nodes
 from distill.request import TrainRequest
 from distill.settings import TrainingSettings
+from distill.training import outcome
 from tasks import progress
 from tasks.run import Run, run_stage
 from tasks.teach import Teaching, local_teacher

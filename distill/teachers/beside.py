@@ -12,7 +12,7 @@ import torch
 from distill.checkpoint import digest, resolve
 from distill.divergence import Head
 from distill.errors import InputError
-from distill.inside import Output, output_of
+from distill.loss.inside import Output, output_of
 from distill.models import load_model
 
 

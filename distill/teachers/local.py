@@ -9,18 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.checkpoint import digest, resolve
-from distill.encodings import parse
 from distill.errors import InputError
 from distill.generation import Sampling, greedy_batches, stop_and_pad
 from distill.models import load_model
 from distill.prompts import fingerprint, load_tokenizer, vocabulary_size
+from distill.store.encodings import parse
 from distill.teachers.protocol import AnySignal, HiddenSignal, Signal
 
 
 class LocalTeacher:
     """Answers with top-k log-probabilities or final states, greedy or drawn as `drawn` says; loaded when it is asked.
 
-    signals_format is "topk:K", "hidden:bf16", "hidden:int8", "hidden:svdR" (distill.encodings) or empty: topk:`top_k`.
+    signals_format is "topk:K", "hidden:bf16", "hidden:int8" or "hidden:svdR" (distill.store.encodings), or empty for
+    topk:`top_k`.
 
     Raises InputError when the checkpoint is missing or not whole, or for another format.
     """

@@ -43,7 +43,7 @@ class Teacher(Protocol):
 
     @property
     def format(self) -> str:
-        """What a signal holds, as in "topk:32" or "hidden:bf16" (distill.encodings)."""
+        """What a signal holds, as in "topk:32" or "hidden:bf16" (distill.store.encodings)."""
 
     @property
     def sampling(self) -> str:

@@ -7,10 +7,10 @@ import pytest
 import torch
 import transformers
 
-from distill import adapters
 from distill.errors import InputError
 from distill.models import load_model
 from distill.settings import TrainingSettings
+from distill.training import adapters
 
 SETTINGS = TrainingSettings(lora_rank=4, lora_alpha=16.0)
 SHAPE: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 48}

@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from distill.ahead import made_ahead
+from distill.batching.ahead import made_ahead
 
 
 def threads() -> list[threading.Thread]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from distill.audit import (
+from distill.mixing.audit import (
     LABEL,
     SAMPLES,
     UNSURE,
@@ -14,8 +14,8 @@ from distill.audit import (
     quarantine,
     sampled_rows,
 )
-from distill.encodings import picked
 from distill.settings import AuditSettings
+from distill.store.encodings import picked
 from distill.teachers.protocol import HiddenSignal, Signal
 
 NAN = float("nan")

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from distill.batches import Batches, collate
+from distill.batching.packing import Layout
 from distill.errors import Failure, InputError
 from distill.mixture import Mixture, draw, load, replay_count, save
-from distill.packing import Layout
 from distill.signals import SignalStore, key
 from distill.teachers.protocol import Signal
 

@@ -1,4 +1,4 @@
-"""A teacher in the training process: live, or its output layer for stored states; and what is learned from its layers."""
+"""A teacher in the training process: live, or its output layer for stored states; and learning from its layers."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -15,12 +15,12 @@ from torch._C._distributed_c10d import HashStore
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from distill import checkpoint, mixture
-from distill.attention import layout_of
 from distill.batches import Batches
+from distill.batching.attention import layout_of
 from distill.errors import InputError
-from distill.formulas import FORMULAS
+from distill.loss.formulas import FORMULAS
+from distill.loss.objective import Objective
 from distill.models import load_model
-from distill.objective import Objective
 from distill.prompts import load_tokenizer
 from distill.request import TrainRequest
 from distill.settings import TrainingSettings

@@ -11,7 +11,7 @@ from torch import Tensor
 from distill import divergence
 from distill.divergence import IGNORED, Head, Hidden, TopK, losses
 from distill.errors import InputError
-from distill.formulas import FORMULAS
+from distill.loss.formulas import FORMULAS
 from distill.settings import Divergence
 
 TOKENS, VOCABULARY, WIDTH, TEACHER_WIDTH = 37, 50, 8, 12

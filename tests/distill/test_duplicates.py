@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from distill.duplicates import SHINGLE, near, same
+from distill.mixing.duplicates import SHINGLE, near, same
 
 Prompt = NDArray[np.int32]
 

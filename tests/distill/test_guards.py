@@ -10,13 +10,14 @@ import pytest
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from distill import checkpoint, guards, outcome, states, validation
+from distill import checkpoint
+from distill.batching.order import Order
 from distill.errors import Failure, InputError
-from distill.order import Order
-from distill.progress import Progress
 from distill.request import TrainRequest
 from distill.settings import TrainingSettings
 from distill.trainer import train
+from distill.training import guards, outcome, states, validation
+from distill.training.progress import Progress
 
 STEPS = 6
 Records = Callable[[Path], list[dict[str, Any]]]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distill.errors import InputError
-from distill.intermediate import Projections, attention_loss, hidden_loss, layer_map
+from distill.loss.intermediate import Projections, attention_loss, hidden_loss, layer_map
 
 
 class TestLayerMap:

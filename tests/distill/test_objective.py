@@ -11,11 +11,11 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from distill import mixture
-from distill.attention import layout_of
 from distill.batches import Batches
+from distill.batching.attention import layout_of
 from distill.errors import InputError
-from distill.inside import output_of
-from distill.objective import Objective
+from distill.loss.inside import output_of
+from distill.loss.objective import Objective
 from distill.settings import TrainingSettings
 from distill.signals import SignalStore
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distill.batching.order import Order, even_cuts
 from distill.errors import InputError
-from distill.order import Order, even_cuts
 
 LENGTHS = np.random.default_rng(0).integers(1, 50, 300)
 ROWS = st.lists(st.integers(1, 80), min_size=1, max_size=120).map(np.array)

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from distill.attention import layout_of
 from distill.batches import collate
+from distill.batching.attention import layout_of
+from distill.batching.packing import Layout, dealt, passes
 from distill.mixture import Mixture
-from distill.packing import Layout, dealt, passes
 from distill.settings import TrainingSettings
 from distill.signals import SignalStore, key
 from distill.teachers.protocol import Signal

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from torch.distributed import DistNetworkError
 
-from distill import failures
 from distill.errors import Failure, InputError
-from distill.failures import Failed
-from distill.nodes import Nodes
-from distill.rendezvous import Rendezvous, interface_towards
+from distill.machines import failures
+from distill.machines.failures import Failed
+from distill.machines.nodes import Nodes
+from distill.machines.rendezvous import Rendezvous, interface_towards
 from distill.settings import TrainingSettings
 
 LIMIT = 60.0

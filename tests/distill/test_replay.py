@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.replay import quotas, random_order, reservoir
+from distill.mixing.replay import quotas, random_order, reservoir
 
 
 def test_quotas_are_as_the_traffic_or_even_or_between() -> None:

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill import audit
 from distill.errors import Failure, InputError
+from distill.mixing import audit
+from distill.mixing.selection import HELD, HELD_BEFORE, OUTCOMES, TRAINED, Candidates, Chosen, capped, choose, counts
 from distill.mixture import load, save
-from distill.selection import HELD, HELD_BEFORE, OUTCOMES, TRAINED, Candidates, Chosen, capped, choose, counts
 from distill.settings import MixtureSettings
 
 LONG = np.arange(100, 300, dtype=np.int32)

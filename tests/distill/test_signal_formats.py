@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from distill import basis, bits, encodings
 from distill.errors import Failure, InputError
 from distill.signals import SignalStore, key
-from distill.soundness import Record
+from distill.store import basis, bits, encodings
+from distill.store.soundness import Record
 from distill.teachers.protocol import AnySignal, HiddenSignal, Signal
 
 

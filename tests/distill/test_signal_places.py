@@ -11,12 +11,12 @@ import fsspec
 import numpy as np
 import pytest
 
-from distill import upkeep
 from distill.errors import Failure
-from distill.places import place_of
-from distill.remote_place import RemotePlace
 from distill.signals import SignalStore, obtain
-from distill.signals_command import main
+from distill.store import upkeep
+from distill.store.command import main
+from distill.store.places import place_of
+from distill.store.remote_place import RemotePlace
 from tests.distill.test_signal_formats import keys_of, rows_of, states
 from tests.distill.test_signal_upkeep import ignore
 from tests.distill.test_signals import CountingTeacher, assert_holds, keys, prompt_of, records, run
@@ -162,8 +162,8 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_signals import records
-from distill import upkeep
-from distill.places import place_of
+from distill.store import upkeep
+from distill.store.places import place_of
 from distill.signals import SignalStore
 
 step = 0

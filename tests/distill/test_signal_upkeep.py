@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distill import upkeep
 from distill.errors import InputError
-from distill.places import place_of
 from distill.signals import SignalStore
-from distill.signals_command import main
+from distill.store import upkeep
+from distill.store.command import main
+from distill.store.places import place_of
 from tests.distill.test_signal_formats import rows_of, states
 from tests.distill.test_signals import assert_holds, keys, publish, records, run
 
@@ -32,7 +32,7 @@ def filled(root: Path, shards: int = 8, each: int = 5) -> Path:
 
 def aged(root: Path, monkeypatch: pytest.MonkeyPatch, days: int, each: int = 10) -> Path:
     """A store with `each` records bought on every one of so many days, from day 1 on."""
-    from distill import records as packed
+    from distill.store import records as packed
 
     for day in range(1, days + 1):
         monkeypatch.setattr(packed.time, "time", lambda day=day: day * upkeep.DAY)
@@ -109,8 +109,8 @@ KILLED_AT_EACH_STEP = """
 import os, shutil, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from distill import shards, upkeep
-from distill.places import place_of
+from distill.store import shards, upkeep
+from distill.store.places import place_of
 
 root, act, step = Path(sys.argv[1]), sys.argv[2], 0
 while True:
@@ -167,8 +167,8 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_signals import assert_holds, records
-from distill import upkeep
-from distill.places import place_of
+from distill.store import upkeep
+from distill.store.places import place_of
 from distill.signals import SignalStore
 
 root, count = Path(sys.argv[1]), 120

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from distill import shards
 from distill.errors import Failure
-from distill.places import place_of
-from distill.records import Bases, pack
 from distill.signals import SignalStore, key, obtain
-from distill.soundness import Record
+from distill.store import shards
+from distill.store.places import place_of
+from distill.store.records import Bases, pack
+from distill.store.soundness import Record
 from distill.teachers.protocol import Signal
 
 Prompt = NDArray[np.int32]
@@ -289,7 +289,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_signals import records
-from distill import shards
+from distill.store import shards
 from distill.signals import SignalStore
 
 root, step = Path(sys.argv[1]), 0

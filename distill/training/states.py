@@ -18,7 +18,7 @@ from typing import Any
 import torch.distributed as dist
 
 from distill.errors import Failure, InputError
-from distill.progress import Progress
+from distill.training.progress import Progress
 
 LATEST = "LATEST"
 

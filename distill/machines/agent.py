@@ -1,4 +1,4 @@
-"""The torch elastic agent of one machine: python -m distill.agent PLAN (JSON), started by distill.launch.
+"""The torch elastic agent of one machine: python -m distill.machines.agent PLAN (JSON), started by distill.launch.
 
 It never restarts workers itself: an attempt fails as a whole, and distill.launch begins another where it may.
 """
@@ -15,11 +15,11 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from distill import failures
 from distill.errors import Failure, InputError
-from distill.failures import Failed
-from distill.nodes import Nodes
-from distill.rendezvous import Rendezvous, interface_towards
+from distill.machines import failures
+from distill.machines.failures import Failed
+from distill.machines.nodes import Nodes
+from distill.machines.rendezvous import Rendezvous, interface_towards
 from distill.request import AGENT, ERROR, LOGS, TrainRequest
 
 _OTHERS = 5.0  # seconds another machine has to say why it failed

@@ -5,7 +5,7 @@
 
 A token's share is its part of the mean over all tokens of its kind in the global batch (distill/batches.py): summed
 over passes and processes the loss is that mean, however the batch was packed, split or dealt out. D is a divergence
-(distill/divergence.py), H and A compare states and attention maps of some layers (distill/intermediate.py).
+(distill/divergence.py), H and A compare states and attention maps of some layers (distill/loss/intermediate.py).
 """
 
 from typing import Any
@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill import divergence, intermediate
+from distill import divergence
 from distill.batches import Batch
+from distill.batching.packing import Layout
 from distill.divergence import Head, Hidden, Teacher, TopK
 from distill.errors import InputError
-from distill.inside import Inside, blocks_of, output_of, run
-from distill.packing import Layout
+from distill.loss import intermediate
+from distill.loss.inside import Inside, blocks_of, output_of, run
 from distill.settings import TrainingSettings
 from distill.teachers.beside import Beside
 from distill.teachers.protocol import HiddenSignal

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.packing import Layout
+from distill.batching.packing import Layout
 from distill.settings import TrainingSettings
 
 _ROWS = 5, 7  # tokens of the rows that are tried

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill import basis, encodings, shards
 from distill.errors import Failure, InputError
-from distill.places import Place
-from distill.shards import Damaged, Shard
+from distill.store import basis, encodings, shards
+from distill.store.places import Place
+from distill.store.shards import Damaged, Shard
 
 Progress = Callable[[int, int], None]  # (shards done, shards in all)
 

@@ -8,9 +8,9 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from distill.batches import Batches
+from distill.batching.order import even_cuts
 from distill.errors import InputError
-from distill.order import even_cuts
-from distill.steplog import PARTS
+from distill.training.steplog import PARTS
 
 
 def held_out(keys: NDArray[np.uint8], share: float, seed: int) -> NDArray[np.bool_]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distill import audit, duplicates
 from distill.errors import Failure
+from distill.mixing import audit, duplicates
 from distill.settings import MixtureSettings
 
 TRAINED = "trained"

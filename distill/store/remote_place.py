@@ -15,9 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from distill import basis, shards
 from distill.errors import InputError
-from distill.places import ABANDONED, LocalPlace, Writer, new_name, write_whole
+from distill.store import basis, shards
+from distill.store.places import ABANDONED, LocalPlace, Writer, new_name, write_whole
 
 
 class RemotePlace:

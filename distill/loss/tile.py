@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from distill.formulas import Formula
+from distill.loss.formulas import Formula
 
 _LEAST = -87.0  # log-probability of what float32 cannot hold: a teacher without tail mass costs no infinite loss
 _UNDERFLOW = 1e-30  # a tail below it is worked out by itself, in logarithms

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from distill import upkeep
 from distill.errors import Failure, InputError
-from distill.places import Place, place_of
+from distill.store import upkeep
+from distill.store.places import Place, place_of
 
 _EPILOG = """\
 ROOT is a folder (WORKSPACE/signals by default) or an fsspec URL, as teacher.signals. All commands may run while

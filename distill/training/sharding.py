@@ -16,7 +16,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 
 from distill.errors import Failure, InputError
-from distill.inside import blocks_of
+from distill.loss.inside import blocks_of
 from distill.models import resolve_device
 from distill.settings import TrainingSettings
 

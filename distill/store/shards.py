@@ -1,6 +1,6 @@
 """One shard of the signal store: a folder of two files, each under a checksum, never changed once it is published.
 
-data    the sections of the answer tokens (distill/encodings.py), each at a multiple of 64 bytes
+data    the sections of the answer tokens (distill/store/encodings.py), each at a multiple of 64 bytes
 index   preamble   magic, format version, bytes of the header, SHA-256 of all of this file but itself
         header     JSON: format, parameters, where the sections lie, size and SHA-256 of `data`
         table      per record: key, when it was bought, tokens of the prompt, where its answer's tokens lie, error
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.encodings import Encoded
 from distill.errors import Failure
+from distill.store.encodings import Encoded
 
 VERSION = 2  # 1 was index.npy and topk.npy, without checksums
 INDEX = np.dtype(

@@ -17,7 +17,7 @@ from torch.distributed import DistNetworkError, DistStoreError
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from distill.errors import Failure, InputError
-from distill.nodes import Nodes
+from distill.machines.nodes import Nodes
 
 _PAUSE = 0.2  # seconds between looks
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.basis import Basis
+from distill.store.basis import Basis
 
 Kept = dict[str, NDArray[Any]]
 

@@ -13,8 +13,8 @@ import torch.distributed as dist
 
 from distill.errors import Failure
 from distill.mixture import Mixture
-from distill.progress import Progress
 from distill.settings import TrainingSettings
+from distill.training.progress import Progress
 
 SUSPECTS = "suspect_rows.json"
 _SHOWN = 8  # row numbers in the message; all of them are in the file

@@ -1,7 +1,7 @@
 """Where the shards of a signal store lie: a local folder, or an fsspec URL with a local cache.
 
     ROOT/shard-<time>-<random>/     published: data, index
-    ROOT/basis-<shape>-<SHA-256>    published: directions that shards may name (distill/basis.py)
+    ROOT/basis-<shape>-<SHA-256>    published: directions that shards may name (distill/store/basis.py)
     ROOT/.partial-<random>/         being written, or left by a killed process (swept after a day)
     ROOT/.removed-<random>/         being deleted (swept as well)
 
@@ -20,8 +20,8 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from distill import shards
 from distill.errors import InputError
+from distill.store import shards
 
 ABANDONED = 24 * 3600  # seconds after which what is partial has no writer any more
 Writer = Callable[[Path], None]  # fills an empty folder with a shard
@@ -71,7 +71,7 @@ class Place(Protocol):
 
 def place_of(root: str | Path) -> Place:
     """Return the place that a path or an fsspec URL names; InputError when there is no such file system."""
-    from distill.remote_place import RemotePlace
+    from distill.store.remote_place import RemotePlace
 
     return RemotePlace(str(root)) if "://" in str(root) else LocalPlace(Path(root))
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.progress import Progress
+from distill.training.progress import Progress
 
 OUTCOME = "outcome.json"
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill import basis, encodings, shards
-from distill.basis import Basis
-from distill.encodings import Encoded
-from distill.places import Place
-from distill.soundness import Record
+from distill.store import basis, encodings, shards
+from distill.store.basis import Basis
+from distill.store.encodings import Encoded
+from distill.store.places import Place
+from distill.store.soundness import Record
 from distill.teachers.protocol import HiddenSignal
 
 

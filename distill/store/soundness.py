@@ -6,8 +6,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.encodings import merged
 from distill.errors import Failure
+from distill.store.encodings import merged
 from distill.teachers.protocol import AnySignal, HiddenSignal, Signal
 
 Record: TypeAlias = tuple[bytes, int, AnySignal]  # key, tokens of the prompt, signal

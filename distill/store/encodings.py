@@ -4,7 +4,7 @@ topk:K         K ids in as few bits as they need, K log-probabilities and the lo
                and where among the K the answer's token is: K * bits / 8 + 2 K + 3 bytes a token
 hidden:bf16    the states as bfloat16, rounded to nearest: 2 D + 6 bytes
 hidden:int8    round(state / scale), scale = the row's largest / 127: D + 10 bytes
-hidden:svdR    float16 coordinates along R leading singular directions (distill/basis.py): 2 R + 10 bytes
+hidden:svdR    float16 coordinates along R leading singular directions (distill/store/basis.py): 2 R + 10 bytes
 """
 
 import re
@@ -15,9 +15,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from distill import bits, hidden
-from distill.basis import Basis
 from distill.errors import InputError
+from distill.store import bits, hidden
+from distill.store.basis import Basis
 from distill.teachers.protocol import AnySignal, HiddenSignal, Signal
 
 Rows: TypeAlias = slice | NDArray[np.int64]  # of tokens; a slice makes views where it can
