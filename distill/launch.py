@@ -7,6 +7,8 @@
 Each machine has an agent of torch elastic (distill.machines.agent) and its workers (distill.worker). Where one process
 dies all of them end; the next start goes on from the last training state, on as many processes and machines as it is
 given.
+
+exit codes: 0 done, 1 the training failed, 2 the request or an option cannot be used
 """
 
 import argparse
@@ -27,7 +29,7 @@ from typing import Any
 
 from distill.errors import Failure, InputError
 from distill.machines.nodes import Nodes
-from distill.request import ERROR, PROGRESS, TrainRequest
+from distill.request import ERROR, PROGRESS, TrainRequest, step_line
 
 _PR_SET_PDEATHSIG = 1
 _GRACE = 10.0  # seconds between SIGTERM and SIGKILL
@@ -157,8 +159,10 @@ def _die_with_parent(parent: int) -> None:
 def main() -> int:
     """Train what a request says; returns the exit code: 1 when it failed, 2 when it cannot be used."""
     arguments = _parser().parse_args()
+    from distill.training import places
+
     try:
-        settings = TrainRequest.load(arguments.request).settings
+        request = TrainRequest.load(arguments.request)
         given = {
             "nodes": arguments.nodes,
             "node_rank": arguments.node_rank,
@@ -166,8 +170,9 @@ def main() -> int:
             "rendezvous_seconds": arguments.rendezvous_seconds,
             "restarts": arguments.restarts,
         }
-        nodes = Nodes.of(settings.model_copy(update={name: v for name, v in given.items() if v is not None}))
-        processes = settings.processes if arguments.processes is None else arguments.processes
+        nodes = Nodes.of(request.settings.model_copy(update={name: v for name, v in given.items() if v is not None}))
+        processes = request.settings.processes if arguments.processes is None else arguments.processes
+        places.check(request)
         train_in_processes(arguments.request, processes, on_line=_show, on_step=_show_step, nodes=nodes)
     except (InputError, Failure) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -180,7 +185,16 @@ def _show(line: str) -> None:
 
 
 def _show_step(record: dict[str, Any]) -> None:
-    _show(f"step {record['step']} of {record['steps']}: loss {record['loss']:.4f}")
+    _show(step_line(record))
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def count(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
+        return int(text)
+
+    return count
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -190,16 +204,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("request", type=Path, help="request.json of a training; its folders are read and written on every machine")
-    add("--nodes", type=int, help="machines that train together (request: training.nodes)")
-    add("--node-rank", type=int, help="which of them this one is, from 0; 0 hosts the rendezvous")
+    add("--nodes", type=_at_least(1), help="machines that train together (request: training.nodes)")
+    add("--node-rank", type=_at_least(0), help="which of them this one is, from 0; 0 hosts the rendezvous")
     add(
         "--rendezvous",
         metavar="HOST:PORT",
         help="an address of machine 0 that the others reach; only it is listened at",
     )
     add("--rendezvous-seconds", type=float, metavar="S", help="how long to wait for the others [s]")
-    add("--processes", type=int, help="training processes on this machine")
-    add("--restarts", type=int, help="new starts after a process or machine was lost; its own errors end a training")
+    add("--processes", type=_at_least(1), help="training processes on this machine")
+    add(
+        "--restarts",
+        type=_at_least(0),
+        help="new starts after a process or machine was lost; its own errors end a training",
+    )
     return parser
 
 

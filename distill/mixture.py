@@ -65,9 +65,19 @@ def save(
 
 
 def load(path: Path) -> Mixture:
-    """Read the rows that `save` wrote; in a file of an earlier version all count the same."""
+    """Read the rows that `save` wrote; in a file of an earlier version all count the same.
+
+    Raises InputError for a file that is missing, damaged or something else.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    parts = load_file(str(path))
-    parts.setdefault("weights", np.ones(len(parts["keys"]), np.float32))
-    return Mixture(**parts)
+    try:
+        parts = load_file(str(path))
+        parts.setdefault("weights", np.ones(len(parts["keys"]), np.float32))
+        return Mixture(**parts)
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise InputError(
+            f"mixture {str(path)!r} cannot be read ({type(error).__name__}: {error}): name the file that goes with the "
+            "request, or make it again"
+        ) from error

@@ -38,8 +38,9 @@ def load_model(checkpoint: str | Path, device: str = "auto", what: str = "checkp
         with _without_progress_bar():
             model, info = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
         raise InputError(
-            f"{what} {str(checkpoint)!r} cannot be loaded ({type(error).__name__}: {error}): copy or export it again"
+            f"{what} {str(checkpoint)!r} cannot be loaded ({type(error).__name__}: {reason}): copy or export it again"
         ) from error
     if missing := sorted(info["missing_keys"]):
         raise InputError(
@@ -47,6 +48,34 @@ def load_model(checkpoint: str | Path, device: str = "auto", what: str = "checkp
             f"({', '.join(missing[:3])}): copy or export it again"
         )
     return model.to(target).eval()
+
+
+def output_layer(checkpoint: str | Path, what: str = "checkpoint") -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return weight (V, D) and bias (V,) or None of a causal LM's output layer; nothing else of it is read.
+
+    Raises InputError as `load_model` does.
+    """
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = resolve(checkpoint, what)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(folder)))
+    model.tie_weights()
+    layer, named = model.get_output_embeddings(), dict(model.named_parameters(remove_duplicate=False))
+    found: dict[str, torch.Tensor] = {}
+    for part in ("weight", "bias"):
+        names = {name for name, weight in named.items() if weight is getattr(layer, part)}  # a tied one has several
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as tensors:
+                if there := sorted(names & set(tensors.keys())):
+                    found[part] = tensors.get_tensor(there[0])
+        if names and part not in found:
+            raise InputError(
+                f"{what} {str(checkpoint)!r} lacks the output layer's {part} ({', '.join(sorted(names))}): copy or "
+                "export it again"
+            )
+    return found["weight"], found.get("bias")
 
 
 @contextmanager

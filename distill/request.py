@@ -4,7 +4,9 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from distill.errors import InputError
 from distill.settings import LOCATION, TrainingSettings
@@ -23,8 +25,8 @@ class TrainRequest:
     mixture: str
     signals: str
     output: str  # folder for checkpoints/, metrics.jsonl and student/
-    epochs: float
-    learning_rate: float
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     settings: TrainingSettings
     teacher: str = ""  # checkpoint; needed for a live one, and for signals that are final states
     teacher_sha256: str = ""  # of the checkpoint that gave the signals; a checkpoint with another is refused
@@ -49,6 +51,21 @@ class TrainRequest:
         """Read a request; InputError when it is none."""
         try:
             fields = json.loads(path.read_text("utf-8"))
-            return cls(**{**fields, "settings": TrainingSettings.model_validate(fields["settings"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            unknown = sorted(fields.keys() - cls.__dataclass_fields__.keys())
+            found = TypeAdapter(cls).validate_python(fields)
+        except ValidationError as error:
+            reason = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+            raise InputError(f"training request {str(path)!r} is of another version, or damaged ({reason})") from error
+        except (OSError, ValueError, AttributeError) as error:
             raise InputError(f"training request {str(path)!r} cannot be read ({error}): give a request.json") from error
+        if unknown:
+            raise InputError(
+                f"training request {str(path)!r} is of another version: it has {', '.join(unknown)}, unknown here"
+            )
+        return found
+
+
+def step_line(record: dict[str, Any]) -> str:
+    """Return a step's record as a line for people."""
+    validated = f", validation loss {record['validation_loss']:.4f}" if "validation_loss" in record else ""
+    return f"step {record['step']} of {record['steps']}: loss {record['loss']:.4f}{validated}"

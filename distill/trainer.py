@@ -29,14 +29,13 @@ from distill.batches import Batches
 from distill.batching.ahead import made_ahead
 from distill.batching.attention import layout_of
 from distill.batching.packing import Layout
-from distill.errors import InputError
 from distill.loss.objective import Objective
 from distill.models import export, load_model
 from distill.request import TrainRequest
 from distill.settings import TrainingSettings
 from distill.signals import SignalStore
 from distill.teachers.beside import Beside, beside, check_weights
-from distill.training import adapters, guards, outcome, states, validation
+from distill.training import adapters, belonging, group, guards, outcome, places, states, validation
 from distill.training.progress import Progress
 from distill.training.randomness import seed_step
 from distill.training.sharding import clip, device_of, mesh_of, shard
@@ -69,12 +68,22 @@ class TrainState(Stateful):
 
 
 def train(request: TrainRequest) -> None:
-    """Train until the last step, or until validation says so, and export `output/student`. Collective.
+    """Train until the last step, or until validation says so, and export `output/student`.
 
-    Goes on from the latest training state. Raises Failure when a step would spoil the student
-    (distill/training/guards.py), and InputError for a student that cannot be trained.
+    Goes on from the latest training state. In a process group of the caller's it is collective, and under torch elastic
+    the processes find each other; without either this process trains alone (distill/training/group.py). Raises Failure
+    when a step would spoil the student (distill/training/guards.py), and InputError for what cannot be used: a missing
+    file, an output that cannot be written or has another training, a student that cannot be trained.
     """
+    places.check(request)
+    with group.joined(request.settings.device):
+        _train(request)
+
+
+def _train(request: TrainRequest) -> None:
     settings, output, rank = request.settings, Path(request.output), dist.get_rank()
+    if rank == 0:
+        belonging.claim(request)
     device = device_of(settings.device)
     mesh = mesh_of(device, settings.replicas)
     student = load_model(request.start, device=str(device)).float().train()  # master weights and moments in fp32
@@ -157,8 +166,6 @@ def _teacher(request: TrainRequest, student: Any, device: torch.device) -> Besid
     """Return what the request names of the teacher; its weights are checked once on each machine."""
     settings = request.settings
     if not request.teacher:
-        if settings.live_teacher:
-            raise InputError("training.live_teacher is true, but the request names no teacher: give its checkpoint")
         return None
     if os.environ.get("LOCAL_RANK", "0") == "0":
         check_weights(request.teacher, request.teacher_sha256)

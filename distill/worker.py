@@ -1,7 +1,15 @@
-"""One training process: python -m distill.worker request.json
+"""One training process, which makes the student that a request asks for.
 
-Alone it is the whole training, in one process. distill.launch starts several of them, which end with their agent: none
-outlives the run that asked for it.
+    python -m distill.worker request.json
+
+request.json lies in the folder of every training; `output` in it names the folder that gets student/ (a Hugging Face
+checkpoint), metrics.jsonl (a record a step), outcome.json and checkpoints/, from which it goes on when it was killed.
+To make a student once more, name another folder there. The same request makes the same student.
+
+Alone it is the whole training, in one process. distill.launch starts several of them, on one machine or many, which end
+with their agent: none outlives the run that asked for it.
+
+exit codes: 0 done, 1 the training failed, 2 the request cannot be used
 """
 
 import argparse
@@ -22,7 +30,9 @@ _PR_SET_PDEATHSIG = 1
 def main() -> int:
     """Train what the request says; returns the exit code: 1 when it failed, 2 when it cannot be used."""
     _end_with_agent(os.environ.pop(AGENT, ""))
-    parser = argparse.ArgumentParser(prog="python -m distill.worker", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m distill.worker", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("request", type=Path, help="the request.json that a training wrote into its folder")
     path = parser.parse_args().request
     if LOGS in os.environ:
@@ -31,7 +41,10 @@ def main() -> int:
     from distill.errors import Failure, InputError
 
     try:
-        _train(TrainRequest.load(path))
+        request = TrainRequest.load(path)
+        from distill.trainer import train
+
+        train(request)
     except Exception as error:
         if LOGS in os.environ:
             _note(error)
@@ -41,23 +54,6 @@ def main() -> int:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, InputError) else 1
     return os.EX_OK
-
-
-def _train(request: TrainRequest) -> None:
-    import torch
-    import torch.distributed as dist
-    from torch._C._distributed_c10d import HashStore
-
-    from distill.trainer import train
-
-    cuda = request.settings.device != "cpu" and torch.cuda.is_available()
-    backend = "cuda:nccl,cpu:gloo" if cuda else "gloo"
-    if LOGS in os.environ:
-        dist.init_process_group(backend)
-    else:
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    train(request)
-    dist.destroy_process_group()  # not after an error: it would wait for the others
 
 
 def _note(error: Exception) -> None:

@@ -110,7 +110,7 @@ class Objective(nn.Module):
             return TopK(tensor(kept.ids.astype(np.int64)), tensor(kept.logprobs.astype(np.float32)), tensor(kept.tail))
         if self.teacher is None:
             raise InputError(f"signals {batch.signal.format!r} need the teacher's output layer: name its checkpoint")
-        return Hidden(tensor(batch.signal.states) * self.teacher.output.scale, self.teacher.head)
+        return Hidden(tensor(batch.signal.states), self.teacher.head)
 
     def _intermediate(
         self, batch: Batch, seen: Inside, theirs: Inside | None, at: Tensor, tensor: Any

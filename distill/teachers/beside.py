@@ -13,7 +13,7 @@ from distill.checkpoint import digest, resolve
 from distill.divergence import Head
 from distill.errors import InputError
 from distill.loss.inside import Output, output_of
-from distill.models import load_model
+from distill.models import load_model, output_layer
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,22 @@ def beside(teacher: str, device: torch.device, vocabulary: int, *, live: bool) -
     Rows of a larger output layer are padding, as tokenizers are the same, and are left out. Raises InputError for a
     smaller one.
     """
-    model = load_model(teacher, str(device), "teacher").requires_grad_(False)
-    output, layer = output_of(model, "teacher"), model.get_output_embeddings()
-    if len(layer.weight) < vocabulary:
+    if live:
+        model = load_model(teacher, str(device), "teacher").requires_grad_(False)
+        output, layer = output_of(model, "teacher"), model.get_output_embeddings()
+        weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    else:  # stored states are those of a model without scale or cap (distill.teachers.final_states)
+        model, output = None, Output(1.0, None)
+        weight, bias = output_layer(teacher, "teacher")
+        dtype = torch.float32 if device.type == "cpu" else weight.dtype
+        weight, bias = weight.to(device, dtype), None if bias is None else bias.to(device, dtype)
+    if len(weight) < vocabulary:
         raise InputError(
-            f"teacher {teacher!r}: its output layer has {len(layer.weight)} tokens, the student's {vocabulary}; use "
+            f"teacher {teacher!r}: its output layer has {len(weight)} tokens, the student's {vocabulary}; use "
             "teacher.signals_format topk:K and training.live_teacher false"
         )
-    bias = None if layer.bias is None else layer.bias.detach()[:vocabulary].clone()
-    weight = layer.weight.detach()[:vocabulary]
-    if not live:  # in memory of its own, so that the model can go
-        weight = weight.clone()
-    return Beside(Head(weight, bias, output.softcap), output, model if live else None)
+    head = Head(weight[:vocabulary], None if bias is None else bias[:vocabulary], output.softcap)
+    return Beside(head, output, model)
 
 
 def check_weights(teacher: str, expected: str) -> None:

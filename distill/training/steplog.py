@@ -1,4 +1,4 @@
-"""metrics.jsonl: one record a training step, which the caller of the run is told as well."""
+"""metrics.jsonl: one record a training step, which an agent is told as JSON, and a person as a line."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 import psutil
 
-from distill.request import PROGRESS
+from distill.request import LOGS, PROGRESS, step_line
 
 PARTS = "divergence", "cross_entropy", "prompt_cross_entropy", "hidden", "attention"  # of a step's loss
 
@@ -45,4 +45,4 @@ class StepLog:
         if self._file is not None:
             self._file.write(line + "\n")
             self._file.flush()
-        print(PROGRESS + line, flush=True)
+        print(PROGRESS + line if LOGS in os.environ else step_line(record), flush=True)

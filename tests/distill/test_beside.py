@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
 
 from distill import checkpoint, mixture
 from distill.batches import Batches
@@ -20,7 +20,7 @@ from distill.batching.attention import layout_of
 from distill.errors import InputError
 from distill.loss.formulas import FORMULAS
 from distill.loss.objective import Objective
-from distill.models import load_model
+from distill.models import load_model, output_layer
 from distill.prompts import load_tokenizer
 from distill.request import TrainRequest
 from distill.settings import TrainingSettings
@@ -201,6 +201,26 @@ def test_a_live_training_resumed_equals_the_uninterrupted_one(
     trained(halted / "request.json")
     assert [record["loss"] for record in records_of(halted)] == [record["loss"] for record in records_of(whole)]
     assert checkpoint.digest(halted / "student") == checkpoint.digest(whole / "student")
+
+
+@pytest.mark.parametrize("kind", ["tied", "in several files", "with a bias"])
+def test_an_output_layer_is_read_alone(kind: str, tiny_checkpoint: Path, teacher: Path, tmp_path: Path) -> None:
+    small: dict[str, Any] = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    if kind == "tied":
+        LlamaForCausalLM(LlamaConfig(**small, tie_word_embeddings=True)).save_pretrained(tmp_path)
+    elif kind == "with a bias":
+        model = PhiForCausalLM(PhiConfig(**small))
+        torch.nn.init.normal_(model.lm_head.bias)
+        model.save_pretrained(tmp_path)
+    else:
+        load_model(teacher, "cpu").save_pretrained(tmp_path, max_shard_size="40KB")
+        assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    load_tokenizer(tiny_checkpoint).save_pretrained(tmp_path)
+    weight, bias = output_layer(tmp_path)
+    layer = load_model(tmp_path, "cpu").get_output_embeddings()
+    assert torch.equal(weight, layer.weight)
+    assert (bias is None) == (layer.bias is None)
+    assert bias is None or torch.equal(bias, layer.bias)
 
 
 def test_other_weights_than_those_that_were_asked_are_refused(teacher: Path) -> None:

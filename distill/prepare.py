@@ -1,0 +1,117 @@
+"""Prompts, a teacher and a student -> the request of a training: the teacher is asked, the rows are written down."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from distill import mixture
+from distill.errors import InputError
+from distill.request import TrainRequest
+from distill.settings import StudentSettings, TeacherSettings, TrainingSettings, disagreement
+
+
+def prepare(
+    prompts: Sequence[str],
+    *,
+    student: StudentSettings,
+    teacher: TeacherSettings,
+    training: TrainingSettings | None = None,
+    output: str | Path,
+    on_line: Callable[[str], None] = print,
+) -> TrainRequest:
+    """Ask the teacher about each prompt that its store lacks, and return what distill.trainer.train takes.
+
+    `output` gets mixture.safetensors, signals/ (unless teacher.signals names another store) and request.json; each
+    prompt is a row of it, and what is cut or bought is told to `on_line`. Raises InputError before the teacher is
+    loaded when there is nothing to learn, a checkpoint is missing, the tokenizers differ, the settings contradict each
+    other or `output` cannot be written, and after it was asked when `output` has another training.
+    """
+    from distill.checkpoint import resolve
+    from distill.prompts import encode, load_tokenizer
+    from distill.signals import SignalStore, obtain
+    from distill.teachers.local import LocalTeacher
+    from distill.training import belonging, places
+
+    training, folder = training or TrainingSettings(), Path(output).expanduser().absolute()
+    _check(prompts, teacher, training)
+    start = resolve(student.base, "student.base").absolute()
+    asked = LocalTeacher(
+        teacher.model,
+        top_k=teacher.top_k,
+        max_new_tokens=student.max_new_tokens,
+        batch_size=teacher.batch_size,
+        device=teacher.device,
+        signals_format=teacher.signals_format,
+    )
+    tokenizer = load_tokenizer(start)
+    asked.check(tokenizer, teacher.top_k)
+    places.writable(folder)
+    encoded = encode(tokenizer, prompts, student.max_prompt_tokens)
+    _fits(start, max(map(len, encoded.ids)) + student.max_new_tokens)
+    if encoded.truncated:
+        on_line(
+            f"{encoded.truncated} of {len(prompts)} prompts are longer than student.max_prompt_tokens = "
+            f"{student.max_prompt_tokens}: they lost the beginning of their text"
+        )
+    signals = _place(teacher.signals, folder / "signals")
+    found = obtain(SignalStore(signals), asked, encoded.ids, progress=_tenths(on_line))
+    on_line(
+        f"teacher: {len(prompts)} prompts, {found.bought_rows} asked and {found.reused_rows} found again "
+        f"({found.bought_tokens} and {found.reused_tokens} tokens)"
+    )
+    beside = training.live_teacher or asked.kind != "topk"
+    request = TrainRequest(
+        start=str(start),
+        mixture=str(folder / "mixture.safetensors"),
+        signals=signals,
+        output=str(folder),
+        epochs=training.epochs,
+        learning_rate=training.learning_rate,
+        settings=training,
+        teacher=str(asked.folder.absolute()) if beside else "",
+        teacher_sha256=asked.digest if beside else "",
+    )
+    partial = folder / "mixture.safetensors.partial"
+    mixture.save(partial, encoded.ids, found.keys)
+    belonging.check(request, partial)  # else the request of a finished training would be written over
+    os.replace(partial, request.mixture)
+    request.save(folder / "request.json")
+    return request
+
+
+def _check(prompts: Sequence[str], teacher: TeacherSettings, training: TrainingSettings) -> None:
+    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise InputError("prompts are to be a list of texts: give one string a prompt")
+    if not prompts:
+        raise InputError("there are no prompts: give those that the student is to answer as the teacher does")
+    if wrong := disagreement(teacher, training):
+        raise InputError(wrong[0])
+
+
+def _fits(start: Path, tokens: int) -> None:
+    """Raise InputError when a prompt and an answer of so many tokens together exceed the student's context."""
+    from transformers import AutoConfig
+
+    context = getattr(AutoConfig.from_pretrained(str(start)).get_text_config(), "max_position_embeddings", None)
+    if context is not None and tokens > context:
+        raise InputError(
+            f"the longest prompt and an answer take {tokens} tokens, the student {str(start)!r} has a context of "
+            f"{context}: lower student.max_prompt_tokens or student.max_new_tokens"
+        )
+
+
+def _place(given: str, default: Path) -> str:
+    """Return where the signals lie, from everywhere on this machine."""
+    return given if "://" in given else str(Path(given).expanduser().absolute() if given else default)
+
+
+def _tenths(on_line: Callable[[str], None]) -> Callable[[int, int], None]:
+    told = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        if done * 10 // total > told:
+            told = done * 10 // total
+            on_line(f"teacher: {done} of {total} prompts")
+
+    return progress
