@@ -1,27 +1,27 @@
-"""One loss by one contender, in a process of its own; `benchmarks.distill` starts these and lets them take turns.
+"""The loss alone: from hidden states and output layers of student and teacher to the gradients in the student's.
 
     python -m benchmarks.losses CONTENDER DIVERGENCE TOKENS VOCABULARY WIDTH
 
-Makes the inputs and prints "ready"; then for each line of its input works out loss and gradients once and prints CPU
-seconds, extra peak memory [MB] and the loss as JSON. From hidden states and output layers of student and teacher to
-the gradients in the student's: the same work for all.
+is one contender, which works loss and gradients out whenever it is asked (benchmarks.turns).
 """
 
-import ctypes
-import json
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.turns import in_turns, serve
+
 Loss: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # hidden, head, teacher's hidden, teacher's head
 
 TOP_K, CHUNK, BETA = 64, 4096, 0.5
+WIDTH = 1024
+WHOLE_LOGITS = {"naive", "compiled"}  # of these a larger size would not fit beside the others
+LARGEST_WHOLE = 4096 * 32_000  # elements of one [tokens, vocabulary]
 
 
 def one_pass(kind: str) -> Loss:
@@ -158,34 +158,51 @@ def inputs(tokens: int, vocabulary: int, width: int) -> tuple[Tensor, Tensor, Te
     return hidden[0].requires_grad_(), heads[0].requires_grad_(), hidden[1], heads[1]
 
 
-def measured(loss: Loss, given: tuple[Tensor, Tensor, Tensor, Tensor]) -> dict[str, float]:
-    """Return CPU seconds, extra peak memory [MB] and value of the loss with its gradients."""
-    given[0].grad = given[1].grad = None
-    ctypes.CDLL(None).malloc_trim(0)
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    began = time.process_time()
-    found = loss(*given)
-    found.backward()  # type: ignore[no-untyped-call]
-    cpu = time.process_time() - began
-    return {"cpu": cpu, "extra_mb": (_status("VmHWM") - before) / 2**10, "loss": float(found.detach())}
+def learned(loss: Loss, given: tuple[Tensor, Tensor, Tensor, Tensor]) -> Iterator[float]:
+    """Work loss and gradients out, again and again; yields the loss."""
+    while True:
+        found = loss(*given)
+        found.backward()  # type: ignore[no-untyped-call]
+        given[0].grad = given[1].grad = None
+        yield float(found.detach())
 
 
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(name)))
+def compared(kind: str, tokens: int, vocabulary: int, rounds: int) -> tuple[list[str], list[str]]:
+    """Return the table rows of one divergence at one size, and what was not run."""
+    names = [name for name in CONTENDERS if tokens * vocabulary <= LARGEST_WHOLE or name not in WHOLE_LOGITS]
+    sizes = [kind, *map(str, (tokens, vocabulary, WIDTH))]
+    with in_turns({name: ["benchmarks.losses", name, *sizes] for name in names}, rounds) as (contenders, absent):
+        ours = contenders["ours"]
+        rows = [
+            f"| {kind} | {tokens:,} | {vocabulary:,} | {each.name} | {each.median('cpu'):.2f} | "
+            f"{ours.ratio(each):.2f} | {each.median('extra_mb'):.0f} | "
+            f"{ours.median('extra_mb') / each.median('extra_mb'):.2f} |"
+            for each in contenders.values()
+        ]
+        return rows, [f"{kind}, {tokens:,} tokens: {name} was not run ({why})." for name, why in absent.items()]
+
+
+def section(given: Namespace) -> Iterator[str]:
+    """Yield the lines of the section; given: rounds, tokens, vocabulary."""
+    yield "### Loss alone\n"
+    yield f'Width {WIDTH:,}, float32. "extra MB" is peak memory above the inputs, the gradients included.\n'
+    yield "| divergence | tokens | vocabulary | contender | CPU s | ours / theirs | extra MB | ours / theirs |"
+    yield "|---|---|---|---|---|---|---|---|"
+    missing: list[str] = []
+    for kind in ("forward_kl", "jensen_shannon"):
+        for vocabulary in given.vocabulary:
+            for tokens in given.tokens if vocabulary <= 32_000 else [min(given.tokens)]:
+                rows, notes = compared(kind, tokens, vocabulary, given.rounds)
+                yield from rows
+                missing += notes
+    yield "\n" + "\n".join(missing)
 
 
 def main() -> None:
-    """Take turns."""
+    """Be a contender."""
     name, kind = sys.argv[1:3]
     tokens, vocabulary, width = map(int, sys.argv[3:6])
-    loss = CONTENDERS[name](kind)
-    given = inputs(tokens, vocabulary, width)
-    measured(loss, given)  # compiles, looks up, and fills the caches
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        print(json.dumps(measured(loss, given)), flush=True)
+    serve(learned(CONTENDERS[name](kind), inputs(tokens, vocabulary, width)))
 
 
 if __name__ == "__main__":

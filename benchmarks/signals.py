@@ -1,30 +1,27 @@
-"""python -m benchmarks.signals [--json]
+"""The signal store: payload of a token, and what reading, unpacking and delivering it costs a training step.
 
-The signal store: payload of a token, and what it costs to open a store, verify its checksums, unpack and deliver
-batches of 64 answers of 64 tokens in random order, in a store of 16 shards that this process has not read before.
-Beside it the share of a training step, which trains STEP tokens a CPU second (student 32M, cached top-64, vocabulary
-32k). Prints a Markdown section for RESULTS.md.
+First the store alone: opened, checksums verified, batches of 64 answers of 64 tokens unpacked in random order, in a
+store of some shards that this process has not read before. Then in a training step with cached top-64: all its batches
+are made by the trainer's own code from a store just opened, beside the step itself in the same round.
 """
 
-import argparse
-import json
+import statistics
 import tempfile
 import time
+from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.machine import machine
+from benchmarks.material import Size, made, make
+from benchmarks.turns import in_turns
 from distill.signals import SignalStore, key
 from distill.store import encodings, shards
-from distill.teachers.protocol import AnySignal, HiddenSignal, Signal
 
-STEP = 760  # tokens that a training step takes a CPU second
 ROWS, TOKENS, BATCH = 512, 64, 64  # rows of a shard, tokens of an answer, rows of a batch
 FORMATS = ("topk:64", "hidden:bf16", "hidden:int8", "hidden:svd256")
-WIDTH = 1024  # of the states
 
 
 @dataclass(frozen=True)
@@ -36,23 +33,6 @@ class Measured:
     error: float  # relative, of states
     first: float  # tokens a CPU second, opening and checksums included
     again: float  # tokens a CPU second, all verified before
-
-
-def made(name: str, tokens: int, seed: int) -> AnySignal:
-    """Return random tokens of a format: vocabulary 2**18, or states of 64 strong directions and noise."""
-    rng = np.random.default_rng(seed)
-    answer = rng.integers(0, 2**18, tokens, dtype=np.int32)
-    kind, k = encodings.parse(name)
-    if kind != "topk":
-        directions = np.random.default_rng(7).normal(size=(64, WIDTH)).astype(np.float32)
-        states = rng.normal(size=(tokens, 64)).astype(np.float32) @ directions
-        states += rng.normal(size=states.shape).astype(np.float32)
-        return HiddenSignal(answer, states, np.full(tokens, -0.5, np.float16), name)
-    logits = -np.sort(-rng.normal(0, 3, (tokens, 2 * k)).astype(np.float32), axis=1)
-    logprobs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    ids = rng.integers(0, 2**18, (tokens, k), dtype=np.int32)
-    tail = np.exp(logprobs[:, k:]).sum(1)
-    return Signal(ids[:, 0].copy(), ids, logprobs[:, :k].astype(np.float16), tail)
 
 
 def measure(name: str, count: int, root: Path) -> Measured:
@@ -82,42 +62,34 @@ def measure(name: str, count: int, root: Path) -> Measured:
     return Measured(name, size / tokens, error, tokens / times[0], tokens / times[1])
 
 
-def section(found: list[Measured]) -> str:
-    """Return the measurements as a Markdown section."""
-    lines = [
-        f"## Teacher signals, {datetime.now(UTC):%Y-%m-%d}",
-        "",
-        f"`python -m benchmarks.signals`, {machine('numpy')}",
-        "",
-        f"Batches of {BATCH} answers of {TOKENS} tokens in random order; a step trains {STEP} tokens a CPU second:",
-        "",
-        "| format | payload [B/token] | relative error | first read [tokens/CPU s] | later | share of a step |",
-        "|---|---|---|---|---|---|",
-    ]
-    for each in found:
-        error = f"{each.error:.4f}" if each.error else "-"
-        lines.append(
-            f"| {each.format} | {each.payload:.1f} | {error} | {each.first:,.0f} | {each.again:,.0f} "
-            f"| {STEP / each.first:.2%} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.signals",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--shards", type=int, default=16, metavar="N", help="of 512 answers each")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of Markdown")
-    given = parser.parse_args()
+def section(given: Namespace) -> Iterator[str]:
+    """Yield the lines of the section; given: rounds, steps, rows, row_tokens, shards."""
+    yield "### Teacher signals\n"
+    yield f"Batches of {BATCH} answers of {TOKENS} tokens in random order, {given.shards} shards of {ROWS} answers:\n"
+    yield "| format | payload [B/token] | relative error | first read [tokens/CPU s] | later |"
+    yield "|---|---|---|---|---|"
     with tempfile.TemporaryDirectory() as folder:
-        found = [measure(name, given.shards, Path(folder) / str(at)) for at, name in enumerate(FORMATS)]
-    print(json.dumps([vars(each) for each in found]) if given.json else section(found))
+        for at, name in enumerate(FORMATS):
+            each = measure(name, given.shards, Path(folder) / str(at))
+            error = f"{each.error:.4f}" if each.error else "-"
+            yield f"| {each.format} | {each.payload:.1f} | {error} | {each.first:,.0f} | {each.again:,.0f} |"
+    lengths = [given.row_tokens] * given.rows[0] * given.steps
+    share, cost = delivered(lengths, given.rows[0], given.rounds)
+    yield (
+        f"\nIn the whole step with cached top-64 ({given.rows[0]} rows of {given.row_tokens} tokens): opening the "
+        f"store, checksums, reading, unpacking and delivering {sum(lengths):,} tokens once cost {share:.2%} of the CPU "
+        f"time of the {given.steps} steps that learn them ({cost * 1e6:.1f} CPU microseconds a token).\n"
+    )
 
 
-if __name__ == "__main__":
-    main()
+def delivered(lengths: list[int], each: int, rounds: int, size: Size | None = None) -> tuple[float, float]:
+    """Return delivery's share of a step's CPU time, the median of rounds, and its CPU seconds a token."""
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder), lengths, size or Size())
+        commands = {name: ["benchmarks.steppers", name, folder, str(each)] for name in ("ours, top 64", "delivery")}
+        with in_turns(commands, rounds) as (found, absent):
+            if absent:
+                raise RuntimeError(f"not measured: {absent}")
+            step, delivery = (found[name].rounds for name in commands)
+            shares = [b["cpu"] / (a["cpu"] * b["value"]) for a, b in zip(step, delivery, strict=True)]
+            return statistics.median(shares), found["delivery"].median("cpu") / sum(lengths)

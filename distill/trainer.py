@@ -38,7 +38,7 @@ from distill.teachers.beside import Beside, beside, check_weights
 from distill.training import adapters, belonging, group, guards, outcome, places, states, validation
 from distill.training.progress import Progress
 from distill.training.randomness import seed_step
-from distill.training.sharding import clip, device_of, mesh_of, shard
+from distill.training.sharding import clip, device_of, mesh_of, reduce_gradients, shard
 from distill.training.steplog import PARTS, StepLog
 
 # Frozen weights, those under adapters, are in the checkpoint that the student starts from.
@@ -115,7 +115,7 @@ def _train(request: TrainRequest) -> None:
             seed_step(settings.seed, progress.step, rank)
             sums = torch.zeros(len(PARTS), dtype=torch.float64, device=device)
             for number, batch in enumerate(step.passes, start=1):
-                model.set_requires_gradient_sync(number == len(step.passes))  # gradients are reduced once a step
+                reduce_gradients(model, number == len(step.passes))  # once a step
                 loss, parts = model(batch)  # this pass's part of the global mean
                 (loss * dist.get_world_size()).backward()  # FSDP averages over the processes, we want their sum
                 sums += parts

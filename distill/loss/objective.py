@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from distill import divergence
 from distill.batches import Batch
 from distill.batching.packing import Layout
-from distill.divergence import Head, Hidden, Teacher, TopK
+from distill.divergence import Head, Hidden, Losses, Teacher, TopK
 from distill.errors import InputError
 from distill.loss import intermediate
 from distill.loss.inside import Inside, blocks_of, output_of, run
@@ -73,22 +73,30 @@ class Objective(nn.Module):
             head,
             self._teacher(batch, theirs, at, tensor),
             divergence_weights=share,
-            targets=tensor(batch.answer),
+            # What has no weight is not worked out; a pass of padding alone has no teacher.
+            targets=tensor(batch.answer) if settings.cross_entropy_weight or batch.signal is None else None,
             target_weights=settings.cross_entropy_weight * share,
             kind=settings.divergence,
             beta=settings.divergence_beta,
             temperature=settings.temperature,
         )
-        prompt = divergence.losses(
+        prompt = self._prompt(batch, states, head, tensor)
+        hidden, attention = self._intermediate(batch, seen, theirs, at, tensor)
+        parts = [answer.divergence, answer.cross_entropy, prompt.cross_entropy, hidden.double(), attention.double()]
+        return answer.total + prompt.total + hidden + attention, torch.stack(parts).detach()
+
+    def _prompt(self, batch: Batch, states: Tensor, head: Head, tensor: Any) -> Losses:
+        """Return the cross entropy of the prompts' tokens."""
+        weight = self.settings.prompt_weight
+        if not weight:
+            return Losses(*states.new_zeros(3))
+        return divergence.losses(
             states[tensor(batch.prompt_at)],
             head,
             None,
             targets=tensor(batch.prompt),
-            target_weights=settings.prompt_weight * tensor(batch.prompt_share),
+            target_weights=weight * tensor(batch.prompt_share),
         )
-        hidden, attention = self._intermediate(batch, seen, theirs, at, tensor)
-        parts = [answer.divergence, answer.cross_entropy, prompt.cross_entropy, hidden.double(), attention.double()]
-        return answer.total + prompt.total + hidden + attention, torch.stack(parts).detach()
 
     @torch.no_grad()
     def _live(self, inputs: dict[str, Tensor]) -> Inside | None:

@@ -45,12 +45,18 @@ def mesh_of(device: torch.device, replicas: int) -> DeviceMesh:
 
 
 def shard(model: nn.Module, student: Any, mesh: DeviceMesh, settings: TrainingSettings) -> Any:
-    """Shard the model that holds `student`, block by block, in place. Raises InputError for what it cannot do."""
+    """Shard the model that holds `student`, block by block, in place. Raises InputError for what it cannot do.
+
+    One process alone keeps it whole, unless weights are kept elsewhere or in another format than they are used: there
+    is nothing to gather or to reduce, and copying every weight and gradient would be a fifth of a step's time.
+    """
     blocks = blocks_of(student)
     if settings.checkpoint_activations:
         _checkpoint_activations(student)
     if settings.compile:
         _compile(blocks, torch.device(mesh.device_type))
+    if mesh.size() == 1 and settings.precision == "fp32" and not settings.cpu_offload:
+        return model
     options: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": (
@@ -68,6 +74,12 @@ def shard(model: nn.Module, student: Any, mesh: DeviceMesh, settings: TrainingSe
     if not isinstance(sharded, FSDPModule):
         raise Failure(f"{type(student).__name__} could not be sharded")
     return sharded
+
+
+def reduce_gradients(model: nn.Module, now: bool) -> None:
+    """Have the next backward pass reduce the gradients over the processes, or leave that to a later one of the step."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(now)
 
 
 def _checkpoint_activations(student: Any) -> None:

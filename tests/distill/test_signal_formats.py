@@ -271,8 +271,9 @@ def test_formats_are_read_as_kind_and_number() -> None:
 
 
 def test_reading_costs_at_most_a_twentieth_of_a_training_step(tmp_path: Path) -> None:
-    from benchmarks.signals import STEP, measure
+    from benchmarks.signals import measure
 
+    step = 760  # tokens a CPU second: student 32M, cached top-64, vocabulary 32k (benchmarks.distill measures it)
     found = measure("topk:64", 2, tmp_path)
     assert found.payload <= 276
-    assert found.first >= 20 * STEP
+    assert found.first >= 20 * step
