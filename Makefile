@@ -34,8 +34,8 @@ $(STAMP): pyproject.toml constraints.txt
 install: $(STAMP) ## create .venv and install everything
 demo: $(STAMP) ## the embedded loop: a quiet window is held, a drifted one retrained and promoted
 	$(PY) -m flows.retrain
-test: $(STAMP) ## all tests
-	$(PY) -m pytest
+test: $(STAMP) ## all tests, two files at a time
+	$(PY) -m pytest -n 2 --dist loadfile
 test-fast: $(STAMP) ## the tests that start no service and train no model
 	$(PY) -m pytest -m 'not slow and not integration'
 lint: $(STAMP) ## ruff, mypy, import-linter

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from distill import mixture
+from distill.disagreement import disagreement
 from distill.errors import InputError
 from distill.request import TrainRequest
-from distill.settings import StudentSettings, TeacherSettings, TrainingSettings, disagreement
+from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
 
 
 def prepare(

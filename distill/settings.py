@@ -202,35 +202,15 @@ class TrainingSettings(Section):
             raise ValueError(f"nodes = {self.nodes} needs rendezvous = HOST:PORT of machine 0")
         return self
 
-
-def disagreement(teacher: TeacherSettings, training: TrainingSettings) -> tuple[str, tuple[str, ...]] | None:
-    """Return what the training asks of the teacher and will not get, and the keys concerned; None if nothing."""
-    hidden = teacher.signals_format.startswith("hidden")
-    if training.live_teacher:
-        return None
-    if training.attention_weight:
-        return (
-            "attention maps are not stored: set training.live_teacher to true, or training.attention_weight to 0",
-            ("training.attention_weight", "training.live_teacher"),
-        )
-    if training.hidden_weight and not hidden:
-        return (
-            "hidden states are not among top-k signals: set training.live_teacher to true, or teacher.signals_format "
-            "to hidden:bf16",
-            ("training.hidden_weight", "training.live_teacher", "teacher.signals_format"),
-        )
-    if training.hidden_weight and training.layers != "last":
-        return (
-            "signals hold the last layer's states alone: set training.layers to last, or training.live_teacher to true",
-            ("training.layers", "training.live_teacher"),
-        )
-    if training.temperature != 1 and not hidden:
-        return (
-            "the mass of the tail of top-k is known at temperature 1 alone: set training.temperature to 1, or "
-            "training.live_teacher to true, or teacher.signals_format to hidden:bf16",
-            ("training.temperature", "training.live_teacher", "teacher.signals_format"),
-        )
-    return None
+    @model_validator(mode="after")
+    def _every_setting_has_an_effect(self) -> "TrainingSettings":
+        if self.divergence == "jensen_shannon" and not self.divergence_beta:
+            raise ValueError("jensen_shannon with divergence_beta = 0 is 0 always: choose one between 0 and 1")
+        if self.patience and not self.validation_share:
+            raise ValueError(
+                f"patience = {self.patience} waits for validations, and validation_share = 0 makes none: set it above 0"
+            )
+        return self
 
 
 class MixtureSettings(Section):

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -57,6 +58,7 @@ class SignalStore:
         self._index: NDArray[Any] = np.empty(0, _LOCATED)  # sorted by key
         self._sorted: NDArray[np.bytes_] = np.empty(0, "S32")  # its keys: a search copies what has gaps
         self._open: dict[int, Encoded] = {}
+        self._reading = RLock()  # validation reads while a thread makes batches
         self.refresh()
 
     def __len__(self) -> int:
@@ -111,7 +113,7 @@ class SignalStore:
     def get_many(self, keys: Keys) -> tuple[NDArray[np.int64], AnySignal]:
         """Return (tokens of each answer (N,), all answers one after the other as one signal), in the keys' order.
 
-        All records of a shard are unpacked in one go. Raises Failure for a missing record, no keys, or several formats.
+        A shard's records are unpacked in one go. Raises Failure for a missing record, no keys, or several formats.
         """
         return self._again_if_rewritten(lambda: self._many(keys))
 
@@ -125,8 +127,7 @@ class SignalStore:
         self.refresh()
         unique = {record[0]: record for record in records}
         known = self.contains(_keys(list(unique)))
-        new = [record for record, there in zip(unique.values(), known, strict=True) if not there]
-        if not new:
+        if not (new := [record for record, there in zip(unique.values(), known, strict=True) if not there]):
             return 0
         try:
             table, encoded = pack(new, self.bases)
@@ -141,10 +142,10 @@ class SignalStore:
 
     def _listed(self) -> set[str]:
         """Return the names of all shards; listed until two agree: one may miss a shard and what replaced it."""
-        names, before = set(self.place.names()), None
-        while names != before:
-            names, before = set(self.place.names()), names
-        return names
+        names: set[str] | None = None
+        while (found := set(self.place.names())) != names:
+            names = found
+        return found
 
     def _find(self, keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return where in the index each key would be, and whether it is there."""
@@ -159,7 +160,7 @@ class SignalStore:
         if not found.all():
             raise Failure(
                 f"no signal {keys[~found][0].tobytes().hex()[:12]}... in {self.place.root!r}: it was removed or never "
-                "bought; ask the teacher again"
+                "bought; ask the teacher again (after a retrain's own teach stage: python -m flows.retrain --again)"
             )
         return self._index[at]
 
@@ -210,10 +211,11 @@ class SignalStore:
     def _again_if_rewritten(self, read: Callable[[], Found]) -> Found:
         """Return what `read` finds, in the shards that others may have rewritten meanwhile."""
         for _ in range(_ATTEMPTS):
-            try:
-                return read()
-            except FileNotFoundError:
-                self.refresh()
+            with self._reading:
+                try:
+                    return read()
+                except FileNotFoundError:
+                    self.refresh()
         raise Failure(
             f"signals of {self.place.root!r} vanish while they are read: end what compacts or evicts there all the time"
         )

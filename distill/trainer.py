@@ -29,6 +29,7 @@ from distill.batches import Batches
 from distill.batching.ahead import made_ahead
 from distill.batching.attention import layout_of
 from distill.batching.packing import Layout
+from distill.loss.inside import require_whole_maps
 from distill.loss.objective import Objective
 from distill.models import export, load_model
 from distill.request import TrainRequest
@@ -36,6 +37,7 @@ from distill.settings import TrainingSettings
 from distill.signals import SignalStore
 from distill.teachers.beside import Beside, beside, check_weights
 from distill.training import adapters, belonging, group, guards, outcome, places, states, validation
+from distill.training.lock import alone_in
 from distill.training.progress import Progress
 from distill.training.randomness import seed_step
 from distill.training.sharding import clip, device_of, mesh_of, reduce_gradients, shard
@@ -76,7 +78,7 @@ def train(request: TrainRequest) -> None:
     file, an output that cannot be written or has another training, a student that cannot be trained.
     """
     places.check(request)
-    with group.joined(request.settings.device):
+    with group.joined(request.settings.device), alone_in(Path(request.output) / "checkpoints"):
         _train(request)
 
 
@@ -131,6 +133,7 @@ def _train(request: TrainRequest) -> None:
             progress.stepped(losses["loss"], norm, settings.spike_steps)
             if held and (progress.step % settings.validation_steps == 0 or progress.step == steps):
                 losses["validation_loss"] = validation.loss(model, batches, held)
+                guards.check_validation(losses["validation_loss"], held)
                 progress.evaluated(losses["validation_loss"])
             if log is not None:
                 log.write(
@@ -152,6 +155,7 @@ def _train(request: TrainRequest) -> None:
     # ---------------------------------------------------------------------------------------------------------------
     if progress.best_step not in (0, progress.step):
         states.restore(checkpoints, state, best=True)
+    guards.check_student(validation.loss(model, batches, batches.order.rows(progress.step - 1)), progress, settings)
     weights = get_model_state_dict(student, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if rank == 0:  # only the first process was given the tensors
         outcome.write(output, progress, steps, batches.order.left_out)
@@ -174,6 +178,7 @@ def _teacher(request: TrainRequest, student: Any, device: torch.device) -> Besid
     if settings.attention_weight and found.model is not None:
         for model in (student, found.model):
             model.set_attn_implementation("eager")  # the only one that gives its maps
+        require_whole_maps(student)
     return found
 
 

@@ -21,13 +21,13 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from deployments.connection import masked
 from deployments.settings import PackagingSettings, RegistrySettings
+from distill.disagreement import disagreement
 from distill.settings import (
     AuditSettings,
     MixtureSettings,
     StudentSettings,
     TeacherSettings,
     TrainingSettings,
-    disagreement,
 )
 from monitoring.feature_settings import FeatureSettings
 from monitoring.settings import (

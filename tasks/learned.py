@@ -27,7 +27,8 @@ ERRORS_FILE = "teacher_errors.parquet"  # the rows of a retrain's teacher-error 
 def learned_rows(run: Run, log: str, settings: "Teaching") -> pd.DataFrame:
     """Return the rows of the window to learn from and then those of windows its champion learned from, none held out.
 
-    They have `window`, where they come from, `replay`, and `segment`, what the replay was drawn over.
+    They have `window`, where they come from, `replay`, `segment`, what the replay was drawn over, and `held_before`:
+    whether they, or others with their prompt, are of an earlier teacher-error set, which no replay is drawn from.
     """
     frame = pd.read_parquet(run.folder / WINDOW_FILE)
     window = _not_held_out(frame, settings.traffic).assign(window=run.request.window)
@@ -42,8 +43,12 @@ def learned_rows(run: Run, log: str, settings: "Teaching") -> pd.DataFrame:
         for text in before
     ]
     pool = pd.concat([window.head(0), *earlier]).drop_duplicates("request_id")
-    pool = pool[~pool["request_id"].isin([*frame["request_id"], *held_before(run)])]
-    both = pd.concat([window, pool], ignore_index=True)
+    held = held_before(run)
+    known = pd.concat([window, pool])
+    prompts = known.loc[known["request_id"].isin(held), "prompt"]
+    window = window.assign(held_before=window["request_id"].isin(held) | window["prompt"].isin(prompts))
+    pool = pool[~pool["request_id"].isin([*frame["request_id"], *held]) & ~pool["prompt"].isin(prompts)]
+    both = pd.concat([window, pool.assign(held_before=False)], ignore_index=True)
     both["segment"] = segments(both, settings.mixture.segments)
     pool = both.iloc[len(window) :]
     seed, share = settings.training.seed, settings.training.replay_share

@@ -98,8 +98,9 @@ def mix(
     Raises Failure when no row is left to be trained.
     """
     same, right = duplicates.same(prompts), labelled(rows, told.texts)
+    agreed = audit.shared(same, agreed)
     refused = audit.quarantine(audit.contradicted(same, right), agreed, told.logprob, settings.audit)
-    held = rows["request_id"].isin(learned.held_before(run)).to_numpy(dtype=bool)
+    held = rows["held_before"].to_numpy(dtype=bool)
     refused = np.where(np.isin(same, same[held]), selection.HELD_BEFORE, refused)
     chosen = selection.choose(
         Candidates(

@@ -49,6 +49,8 @@ def jensen_shannon(q: Tensor, p: Tensor, log_q: Tensor, log_p: Tensor, beta: flo
 
 def skewed_forward_kl(q: Tensor, p: Tensor, log_q: Tensor, log_p: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """Return KL(p || m) with m = beta p + (1 - beta) q."""
+    if not beta:  # m would lose what q cannot hold, and forward_kl keeps it in logarithms
+        return forward_kl(q, p, log_q, log_p, beta)
     m = (beta * p).add_(q, alpha=1 - beta).clamp_(min=_TINY)
     value = torch.linalg.vecdot(p, log_p.sub_(torch.log(m, out=log_q)))
     pulled = (p / m).mul_(q).mul_(beta - 1)  # q * g
@@ -57,6 +59,8 @@ def skewed_forward_kl(q: Tensor, p: Tensor, log_q: Tensor, log_p: Tensor, beta: 
 
 def skewed_reverse_kl(q: Tensor, p: Tensor, log_q: Tensor, log_p: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """Return KL(q || m) with m = beta q + (1 - beta) p."""
+    if not beta:
+        return reverse_kl(q, p, log_q, log_p, beta)
     m = (beta * q).add_(p, alpha=1 - beta).clamp_(min=_TINY)
     ratio = log_q.sub_(torch.log(m, out=log_p))
     value = torch.linalg.vecdot(q, ratio)

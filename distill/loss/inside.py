@@ -12,6 +12,7 @@ from distill.errors import InputError
 _SOFT_CAPS = "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"  # as configurations name them
 _ALIKE = {torch.float32: 1e-3, torch.float64: 1e-3}  # largest difference of logits, relative to the largest
 _ROUNDED = 3e-2  # the same for bfloat16 and float16
+_ALIKE_MAPS = 2e-2  # how far the sum of a map's row may be from 1
 
 
 class Output(NamedTuple):
@@ -50,6 +51,25 @@ def blocks_of(model: Any) -> nn.ModuleList:
     if not lists:
         raise InputError(f"{type(model).__name__} has no list of blocks, by which it could be sharded or looked into")
     return max(lists, key=len)
+
+
+@torch.no_grad()
+def require_whole_maps(model: Any) -> None:
+    """Raise InputError where the attention maps of a model that learns lack what dropout took.
+
+    Transformers gives them as they are after it: they are no distributions, and what was dropped would count as never
+    looked at.
+    """
+    weight, training = model.get_output_embeddings().weight, model.training
+    ids = (torch.arange(8, device=weight.device) * 7 % len(weight))[None]
+    model.train()
+    maps = run(model, Output(1.0, None), {"input_ids": ids}, range(1, len(blocks_of(model)) + 1), attention=True)
+    model.train(training)
+    if any(((layer.float().sum(-1) - 1).abs() > _ALIKE_MAPS).any() for layer in maps.attention):
+        raise InputError(
+            f"training.attention_weight: {type(model).__name__} drops part of its attention maps while it learns: set "
+            "the attention dropout in its config.json to 0, or training.attention_weight to 0"
+        )
 
 
 @torch.no_grad()

@@ -132,6 +132,11 @@ class Objective(nn.Module):
                 other = [part.flatten(0, 1)[at] for part in theirs.hidden]
             elif isinstance(batch.signal, HiddenSignal):
                 other = [tensor(batch.signal.states)]
+            elif batch.signal is not None:
+                raise InputError(
+                    "training.hidden_weight: hidden states are not among top-k signals; set training.live_teacher to "
+                    "true, or teacher.signals_format to hidden:bf16"
+                )
             else:  # a pass without answers
                 other = [part.detach() for part in own]
             hidden = settings.hidden_weight * intermediate.hidden_loss(own, other, share)
@@ -155,6 +160,10 @@ def _inside(
             "training.live_teacher, or for the last layer's states teacher.signals_format hidden:bf16"
         )
     layers = len(blocks_of(student))
+    if teacher.model is None and settings.attention_weight:
+        raise InputError(
+            "attention maps are not stored: set training.live_teacher to true, or training.attention_weight to 0"
+        )
     if teacher.model is None:
         pairs = intermediate.layer_map(settings.layers, layers, layers)
         if pairs != [(layers, layers)]:

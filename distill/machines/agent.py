@@ -73,7 +73,8 @@ def _note(logs: "_RankLogs", nodes: Nodes, rank: int, failure: ProcessFailure) -
     if any(failed.rank == rank for failed in failures.noted(logs.folder)):
         return
     if failure.exitcode < 0:
-        kind, reason = "killed", f"was killed by {signal.Signals(-failure.exitcode).name}"
+        kind = "ended" if failure.exitcode == -signal.SIGTERM else "killed"
+        reason = f"was killed by {signal.Signals(-failure.exitcode).name}"
     else:
         kind, reason = "own", f"ended with exit code {failure.exitcode}"
     where = logs.path(rank)

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["own", "killed", "lost"]  # by its own error; from outside; because another was gone
+# By its own error; from outside; by SIGTERM, with which an agent ends the others, too; because another was gone.
+Kind = Literal["own", "killed", "ended", "lost"]
+_DRAWN: tuple[Kind, ...] = "ended", "lost"  # after a cause, in this order
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,9 @@ def note(folder: Path, failed: Failed) -> None:
 
 
 def noted(folder: Path) -> list[Failed]:
-    """Return what was noted, the likeliest cause first: who only lost the others comes last, then by time."""
+    """Return what was noted, the likeliest cause first: who was ended or lost the others comes last, then by time."""
     found = [Failed(**json.loads(path.read_text())) for path in folder.glob("rank-*.failed.json")]
-    return sorted(found, key=lambda failed: (failed.kind == "lost", failed.time))
+    return sorted(found, key=lambda failed: (failed.kind in _DRAWN and 1 + _DRAWN.index(failed.kind), failed.time))
 
 
 def cause(folder: Path, patience: float) -> Failed | None:

@@ -31,6 +31,18 @@ def agreement(same: NDArray[np.bool_]) -> NDArray[np.float64]:
     return share
 
 
+def shared(prompts: NDArray[np.int64], agreed: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return `agreed` with what is known of a prompt for all its rows, (N,): the least, as they have one answer.
+
+    A row that was not sampled itself would else be learned in the place of its duplicate in quarantine.
+    """
+    _, prompt = np.unique(prompts, return_inverse=True)
+    least = np.full(int(prompt.max(initial=-1)) + 1, np.inf)
+    np.minimum.at(least, prompt, np.where(np.isnan(agreed), np.inf, agreed))
+    found = least[prompt]
+    return np.where(np.isinf(found), np.nan, found)
+
+
 def mean_logprob(signal: AnySignal) -> float:
     """Return the mean log-probability of an answer's tokens [nats/token].
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from distill.checkpoint import digest, resolve
@@ -11,6 +12,7 @@ from distill.request import TrainRequest
 from distill.training.states import LATEST
 
 MADE_FROM = "REQUEST"
+_MAY_CHANGE = "loss_spike", "norm_spike", "spike_steps", "patience", "max_grad_norm", "checkpoint_steps", "device"
 
 
 def claim(request: TrainRequest) -> None:
@@ -27,7 +29,7 @@ def check(request: TrainRequest, mixture: Path) -> dict[str, str]:
     """Return what a training with the rows of `mixture` is made from; InputError as of `claim`."""
     folder = Path(request.output) / "checkpoints"
     made_from = {
-        "settings": request.digest(),
+        "settings": _resumable(request).digest(),
         "start": digest(resolve(request.start, "start")),
         "mixture": _digest(mixture),
     }
@@ -43,6 +45,13 @@ def check(request: TrainRequest, mixture: Path) -> dict[str, str]:
             f"folder, or delete {str(folder)!r} to start anew"
         )
     return made_from
+
+
+def _resumable(request: TrainRequest) -> TrainRequest:
+    """Return the request without what may be changed to go on from an unspoiled state, as a guard advises."""
+    fields = type(request.settings).model_fields
+    usual = {name: fields[name].default for name in _MAY_CHANGE}
+    return replace(request, learning_rate=1.0, settings=request.settings.model_copy(update=usual))
 
 
 def _digest(path: Path) -> str:

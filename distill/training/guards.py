@@ -49,6 +49,28 @@ def check(
     )
 
 
+def check_validation(loss: float, held: list[int]) -> None:
+    """Raise Failure for a validation loss that is no number: nothing would ever be better or worse than it."""
+    if not math.isfinite(loss):
+        raise Failure(
+            f"the validation loss is {loss} over the {len(held)} rows that are held out (training.validation_share), "
+            f"of which {held[:_SHOWN]} are the first in the mixture: look at their signals, or at what a live teacher "
+            "makes of them; the last training state is unspoiled"
+        )
+
+
+def check_student(loss: float, progress: Progress, settings: TrainingSettings) -> None:
+    """Raise Failure unless the finished student does about as well on its last batch as before its last step.
+
+    loss: over that batch, with the weights that are to be exported.
+    """
+    if found := reason(progress, loss, 0.0, settings):
+        raise Failure(
+            f"the student was spoiled by its last step ({progress.step}) and is not exported: on the same rows "
+            f"{found}; lower training.learning_rate, delete the newest training state, {progress.step}, and start again"
+        )
+
+
 def reason(progress: Progress, loss: float, norm: float, settings: TrainingSettings) -> str:
     """Return why a step with this loss and gradient norm must not be taken; empty when it may."""
     if not math.isfinite(loss) or not math.isfinite(norm):

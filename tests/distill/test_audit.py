@@ -13,6 +13,7 @@ from distill.mixing.audit import (
     mean_logprob,
     quarantine,
     sampled_rows,
+    shared,
 )
 from distill.settings import AuditSettings
 from distill.store.encodings import picked
@@ -31,6 +32,14 @@ def test_the_rows_of_one_prompt_vote_and_those_without_a_label_go_with_them() ->
     prompts = np.array([5, 5, 5, 5, 9, 9, 9])
     right = np.array([0.0, 0.0, 1.0, NAN, 0.0, 1.0, NAN])
     assert contradicted(prompts, right).tolist() == [True] * 4 + [False] * 3, "at evens the teacher is believed"
+
+
+def test_what_samples_say_of_a_prompt_goes_for_all_its_rows() -> None:
+    prompts, agreed = np.array([3, 3, 7, 3, 8]), np.array([NAN, 0.2, 0.9, 0.6, NAN])
+    np.testing.assert_array_equal(shared(prompts, agreed), [0.2, 0.2, 0.9, 0.2, NAN])
+    why = quarantine(np.zeros(5, np.bool_), shared(prompts, agreed), np.zeros(5), LOOK)
+    assert why.tolist() == [SAMPLES, SAMPLES, "", SAMPLES, ""], "no duplicate is learned in the place of another"
+    assert shared(np.zeros(0, np.int64), np.zeros(0)).tolist() == []
 
 
 def test_agreement_is_the_share_of_samples_that_are_the_greedy_answer() -> None:

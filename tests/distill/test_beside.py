@@ -19,6 +19,7 @@ from distill.batches import Batches
 from distill.batching.attention import layout_of
 from distill.errors import InputError
 from distill.loss.formulas import FORMULAS
+from distill.loss.inside import require_whole_maps
 from distill.loss.objective import Objective
 from distill.models import load_model, output_layer
 from distill.prompts import load_tokenizer
@@ -250,6 +251,21 @@ def test_what_a_teacher_cannot_give_is_said(
         Objective(student, TrainingSettings(hidden_weight=1, layers="1:2"), "packed", head)
     with pytest.raises(InputError, match="need the teacher's output layer"):
         one_step(student, asked("hidden:bf16"), TrainingSettings(), None)
+    with pytest.raises(InputError, match="attention maps are not stored"):
+        Objective(student, TrainingSettings(attention_weight=1), "packed", head)
+    with pytest.raises(InputError, match="hidden states are not among top-k signals"):
+        one_step(student, asked("topk:4"), TrainingSettings(hidden_weight=1), head)
     with pytest.raises(InputError, match="the request names no teacher"):
         train(TrainRequest.load(request_in(tmp_path, live_teacher=True)))
     assert json.loads((tmp_path / "request.json").read_text())["teacher"] == ""
+
+
+def test_attention_maps_that_dropout_took_a_part_of_are_refused(tiny_checkpoint: Path) -> None:
+    student = load_model(tiny_checkpoint, "cpu")
+    student.set_attn_implementation("eager")
+    require_whole_maps(student)
+    for block in student.model.layers:
+        block.self_attn.attention_dropout = 0.1
+    with pytest.raises(InputError, match="drops part of its attention maps while it learns"):
+        require_whole_maps(student)
+    assert not student.training

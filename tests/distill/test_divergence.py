@@ -340,3 +340,20 @@ def plain_bf16(case: Case, kind: Divergence, k: int | None) -> tuple[Tensor, Ten
     assert hidden.grad is not None
     assert head.grad is not None
     return total.detach(), hidden.grad, head.grad
+
+
+@pytest.mark.parametrize("kinds", [("skewed_forward_kl", "forward_kl"), ("skewed_reverse_kl", "reverse_kl")])
+def test_no_skew_is_the_plain_divergence_even_where_a_probability_underflows(
+    kinds: tuple[Divergence, Divergence],
+) -> None:
+    torch.manual_seed(0)
+    states, weight, others = torch.randn(5, 8), torch.randn(30, 8) * 60, torch.randn(30, 8) * 60
+    found = []
+    for kind in kinds:
+        hidden = states.clone().requires_grad_()
+        made = losses(hidden, Head(weight), Hidden(states.flip(0), Head(others)), kind=kind, beta=0.0)
+        made.total.backward()
+        found.append((made.divergence, hidden.grad))
+    assert found[0][0] > 500, "no tile has a logarithm of what is cut off"
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])

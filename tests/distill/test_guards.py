@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from distill.request import TrainRequest
 from distill.settings import TrainingSettings
 from distill.trainer import train
 from distill.training import guards, outcome, states, validation
+from distill.training.lock import alone_in
 from distill.training.progress import Progress
 
 STEPS = 6
@@ -161,6 +163,29 @@ def test_the_best_step_by_validation_is_exported_and_training_stops_when_it_gets
     assert records_of(tmp_path / "ask")[0]["validation_loss"] < records[-1]["validation_loss"]
 
 
+def test_a_validation_loss_that_is_no_number_is_never_the_best() -> None:
+    with pytest.raises(Failure, match=r"the validation loss is nan over the 2 rows that are held out .* \[3, 4\]"):
+        guards.check_validation(float("nan"), [3, 4])
+    guards.check_validation(0.5, [3, 4])
+
+
+def test_a_student_that_its_last_step_spoiled_is_not_exported(request_in: Any, tmp_path: Path) -> None:
+    request = TrainRequest.load(request_in(tmp_path / "run", steps=1, warmup_steps=0))
+    with pytest.raises(Failure, match=r"spoiled by its last step \(1\) and is not exported"):
+        train(replace(request, learning_rate=1e38))
+    assert not (tmp_path / "run" / "student").exists()
+
+
+def test_a_training_goes_on_with_a_lower_rate_from_an_unspoiled_state(request_in: Any, tmp_path: Path) -> None:
+    request = request_in(tmp_path / "run")
+    trained(request, killed_at=4)
+    asked = TrainRequest.load(request)
+    with pytest.raises(InputError, match=r"states of another training \(other settings\)"):
+        train(replace(asked, settings=asked.settings.model_copy(update={"cross_entropy_weight": 0.5})))
+    train(replace(asked, learning_rate=1e-3, settings=asked.settings.model_copy(update={"loss_spike": 3.0})))
+    assert outcome.read(tmp_path / "run")["exported_step"] == STEPS
+
+
 def test_without_validation_the_last_step_is_exported(request_in: Any, tmp_path: Path) -> None:
     output = trained(request_in(tmp_path / "run", steps=3, keep_checkpoints=1))
     came = outcome.read(output)
@@ -208,3 +233,16 @@ def test_what_a_killed_training_left_half_written_is_removed(request_in: Any, tm
     trained(request)
     kept = {path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")}
     assert kept == {"step-000002", "step-000004"}
+
+
+def test_two_trainings_do_not_share_a_folder(request_in: Any, tmp_path: Path) -> None:
+    asked = TrainRequest.load(request_in(tmp_path / "run", steps=1))
+    folder = tmp_path / "run" / "checkpoints"
+    with (
+        alone_in(folder),
+        pytest.raises(InputError, match="another training is at work"),
+        alone_in(folder, patience=0.0),
+    ):
+        pass
+    train(asked)
+    assert (tmp_path / "run" / "student").is_dir(), "the lock ends with who made it"

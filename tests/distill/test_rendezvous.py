@@ -104,11 +104,12 @@ def failed(rank: int, at: float, kind: failures.Kind) -> Failed:
     return Failed(rank, 0, 1, at, kind, f"reason of {rank}", "")
 
 
-def test_the_first_cause_is_told_from_those_that_only_lost_the_others(tmp_path: Path) -> None:
+def test_the_first_cause_is_told_from_those_that_only_lost_the_others_or_were_ended(tmp_path: Path) -> None:
     assert failures.cause(tmp_path, 0) is None
-    for one in (failed(0, 1.0, "lost"), failed(2, 3.0, "own"), failed(1, 2.0, "killed")):
+    given = (failed(0, 1.0, "lost"), failed(3, 2.0, "ended"), failed(2, 3.0, "own"), failed(1, 2.0, "killed"))
+    for one in given:
         failures.note(tmp_path, one)
-    assert [one.rank for one in failures.noted(tmp_path)] == [1, 2, 0]
+    assert [one.rank for one in failures.noted(tmp_path)] == [1, 2, 3, 0]
 
 
 def test_another_machine_gets_time_to_say_why(tmp_path: Path) -> None:

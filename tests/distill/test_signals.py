@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from distill import signals
 from distill.errors import Failure
 from distill.signals import SignalStore, key, obtain
 from distill.store import shards
@@ -510,3 +512,24 @@ def test_a_retrain_whose_rows_overlap_by_nine_tenths_buys_at_most_a_tenth_of_the
     found = obtain(SignalStore(tmp_path), CountingTeacher(), [prompt_of(n) for n in range(40, 440)])
     assert found.bought_rows == 40
     assert found.bought_tokens <= 0.1 * (found.bought_tokens + found.reused_tokens)
+
+
+def test_threads_that_read_one_store_do_not_disturb_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_OPEN_SHARDS", 2)  # shards are opened and closed all the time
+    writer = SignalStore(tmp_path)
+    for number in range(12):
+        writer.put(records([number]))
+    keys = np.frombuffer(b"".join(key for key, _, _ in records(range(12))), np.uint8).reshape(-1, 32)
+    store, usual = SignalStore(tmp_path), sys.getswitchinterval()
+
+    def read(number: int) -> None:
+        for _ in range(60):
+            lengths, whole = store.get_many(keys[number::3])
+            assert len(whole.answer) == lengths.sum()
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(3) as threads:
+            list(threads.map(read, range(3)))
+    finally:
+        sys.setswitchinterval(usual)

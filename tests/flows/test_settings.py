@@ -116,6 +116,23 @@ def test_settings_that_do_not_go_together_are_all_named_with_where_they_were_set
     assert str(error.value).startswith(f"{keys} in the command line and {tmp_path / 'floor.toml'}: {message}")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--training.divergence", "jensen_shannon", "--training.divergence_beta", "0"), "is 0 always"),
+        (("--training.patience", "2"), "validation_share = 0 makes none"),
+        (("--training.replicas", "2", "--training.processes", "3"), "cannot be divided among 2 replicas"),
+        (("--training.attention_weight", "1"), "attention maps are not stored"),
+        (("--training.temperature", "2"), "temperature 1 alone"),
+    ],
+)
+def test_what_a_training_could_not_do_is_refused_before_the_teacher_is_paid(
+    config: Path, given: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(SettingsError, match=said):
+        load(config, command_line(*given))
+
+
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(SettingsError, match=r"nowhere\.toml"):
         load("nowhere.toml")

@@ -143,6 +143,10 @@ def test_a_teacher_error_set_stays_out_of_the_replay_of_the_next_retrain(
         profiled=[OLD],
     )
     traffic.append(log, rows(3, 100, "east"))
+    known = traffic.read_window(log, traffic.Window.parse(NEW)).set_index("request_id")["prompt"]
+    again = rows(4, 100, "east").assign(prompt=known[sorted(held)[0]])  # asked once more, under other names
+    again["timestamp"] -= pd.Timedelta(1, "D")
+    traffic.append(log, again)
     later = open_run(tmp_path, log, "third", "2025-01-03..2025-01-04", next_champion)
     all_of_it = replace(teaching, training=TrainingSettings(replay_share=0.9))
     assert learned.held_before(later) == held != set()
@@ -150,6 +154,10 @@ def test_a_teacher_error_set_stays_out_of_the_replay_of_the_next_retrain(
     replayed = rows_of_it[rows_of_it["replay"]]
     assert set(replayed["window"]) == {OLD, NEW}
     assert not held & set(replayed["request_id"])
+    _, table = taught(later, log, tiny_checkpoint, teaching)
+    asked_again = table["request_id"].isin(again["request_id"])
+    assert asked_again.any()
+    assert (table.loc[asked_again, "outcome"] == "held_before").all()
     _, overlapping = taught(open_run(tmp_path, log, "fourth", "2025-01-02..2025-01-04", next_champion), log,
                             tiny_checkpoint, teaching)  # fmt: skip
     assert (overlapping.set_index("request_id").loc[sorted(held), "outcome"] == "held_before").all()
