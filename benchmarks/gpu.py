@@ -1,8 +1,9 @@
 """python -m benchmarks.gpu [--out DIR] [--tokens N]
 
-The fused loss on one CUDA device: gradients against float64 first, then tokens a second, peak memory and model-FLOP
-utilisation at the size of a 0.6B student with a vocabulary of 152k (random weights, bf16), beside plain torch and TRL's
-loss where it is installed. Writes gpu.json and gpu.md to --out. Without a CUDA device it says so and exits 0.
+One CUDA device: gradients against float64 first, then tokens a second, peak memory and model-FLOP utilisation of the
+loss alone and of the whole step of a 0.6B student with a vocabulary of 152k (random weights, bf16), beside a compiled
+loss over whole logits and TRL's and Liger's where they are installed. Writes gpu.json and gpu.md to --out. Without a
+CUDA device it says so and exits 0.
 """
 
 import argparse
@@ -10,18 +11,21 @@ import json
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.losses import naive, one_pass, top_64
+from benchmarks.gpu_steps import Size, stepper
+from benchmarks.losses import CONTENDERS, Loss
 from benchmarks.machine import machine
 from distill.divergence import Head, Hidden, losses
 from distill.loss.formulas import FORMULAS
 
 STUDENT, TEACHER, VOCABULARY = 1024, 2560, 152_000  # widths of a 0.6B student and a 4B teacher
+KINDS = "forward_kl", "jensen_shannon"
 DENSE_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}  # bf16, from the vendor's data sheets
 
 
@@ -47,17 +51,11 @@ def errors() -> dict[str, float]:
     return found
 
 
-def timed(loss: Callable[..., Tensor], given: tuple[Tensor, ...], rounds: int = 10) -> dict[str, float]:
-    """Return milliseconds (median) and extra peak memory [MB] of loss and gradients."""
-
-    def once() -> None:
-        given[0].grad = given[1].grad = None
-        loss(*given).backward()  # type: ignore[no-untyped-call]
-
+def timed(once: Callable[[], object], rounds: int = 10) -> dict[str, float]:
+    """Return milliseconds (median) and peak memory above what was there before [MB]."""
     for _ in range(3):
         once()
     torch.cuda.synchronize()
-    given[0].grad = given[1].grad = None
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     spans = []
@@ -72,8 +70,23 @@ def timed(loss: Callable[..., Tensor], given: tuple[Tensor, ...], rounds: int = 
     return {"ms": sorted(spans)[len(spans) // 2], "extra_mb": extra}
 
 
-def compared(tokens: int, peak: float | None) -> list[dict[str, Any]]:
-    """Return one record a contender and divergence."""
+def recorded(
+    name: str, kind: str, tokens: int, flops: float, peak: float | None, make: Callable[[], Callable[[], object]]
+) -> dict[str, Any]:
+    """Return the record of one contender; one that does not run here says why."""
+    record: dict[str, Any] = {"divergence": kind, "contender": name, "tokens": tokens}
+    try:
+        found = timed(make())
+    except (torch.OutOfMemoryError, ImportError, NotImplementedError) as error:
+        return {**record, "failed": f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"}
+    finally:
+        torch.cuda.empty_cache()
+    mfu = flops / found["ms"] * 1000 / peak if peak else None
+    return {**record, **found, "tokens_per_second": tokens / found["ms"] * 1000, "mfu": mfu}
+
+
+def losses_alone(tokens: int, peak: float | None) -> list[dict[str, Any]]:
+    """Return one record a contender and divergence: loss and gradients from hidden states."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
@@ -84,37 +97,56 @@ def compared(tokens: int, peak: float | None) -> list[dict[str, Any]]:
         normal(tokens, TEACHER),
         normal(VOCABULARY, TEACHER) / 50,
     )
+
+    def learned(loss: Loss) -> Callable[[], object]:
+        def once() -> None:
+            given[0].grad = given[1].grad = None
+            loss(*given).backward()  # type: ignore[no-untyped-call]
+
+        return once
+
     records = []
-    for kind in ("forward_kl", "jensen_shannon"):
-        for name, made in {"ours": one_pass, "ours, top 64": top_64, "naive": naive}.items():
-            try:
-                record: dict[str, Any] = timed(made(kind), given)
-            except torch.OutOfMemoryError:
-                records.append({"divergence": kind, "contender": name, "tokens": tokens, "failed": "out of memory"})
-                continue
+    for kind in KINDS:
+        for name in ("ours", "ours, top 64", "naive", "compiled", "TRL", "Liger"):
             teacher = 0 if name == "ours, top 64" else TEACHER
             flops = 2 * tokens * VOCABULARY * (3 * STUDENT + teacher)
-            record |= {"divergence": kind, "contender": name, "tokens": tokens}
-            record |= {"tokens_per_second": tokens / record["ms"] * 1000}
-            record |= {"mfu": flops / record["ms"] * 1000 / peak if peak else None}
-            records.append(record)
+            make = partial(lambda name, kind: learned(CONTENDERS[name](kind)), name, kind)
+            records.append(recorded(name, kind, tokens, flops, peak, make))
     return records
 
 
-def markdown(device: str, found: dict[str, float], records: list[dict[str, Any]]) -> str:
+def whole_steps(peak: float | None) -> list[dict[str, Any]]:
+    """Return one record a contender and divergence: the step of a 0.6B student."""
+    size = Size()
+    return [
+        recorded(
+            name, kind, size.rows * size.tokens, size.flops, peak,
+            partial(lambda name, kind: stepper(CONTENDERS[name](kind), size, "cuda", torch.bfloat16), name, kind),
+        )
+        for kind in KINDS
+        for name in ("ours", "compiled", "TRL")
+    ]  # fmt: skip
+
+
+def markdown(device: str, found: dict[str, float], parts: dict[str, list[dict[str, Any]]]) -> str:
     """Return the section for RESULTS.md."""
     lines = [f"## One {device}, {datetime.now(UTC):%Y-%m-%d}", "", "    python -m benchmarks.gpu", ""]
     lines += [f"{machine('torch', 'triton')}. Gradients in float32 against float64, relative to their norm: at most"]
     lines += [f"{max(found.values()):.1e} ({max(found, key=lambda kind: found[kind])}).", ""]
-    lines += ["| divergence | contender | tokens | ms | tokens/s | extra MB | MFU |", "|---|---|---|---|---|---|---|"]
-    for record in records:
-        if "failed" in record:
-            figures = f"{record['failed']} | | | |"
-        else:
-            mfu = "" if record["mfu"] is None else f"{record['mfu']:.2f}"
-            figures = f"{record['ms']:.1f} | {record['tokens_per_second']:,.0f} | {record['extra_mb']:.0f} | {mfu} |"
-        lines.append(f"| {record['divergence']} | {record['contender']} | {record['tokens']:,} | {figures}")
-    return "\n".join(lines) + "\n"
+    for title, records in parts.items():
+        lines += [f"### {title}", "", "| divergence | contender | tokens | ms | tokens/s | extra MB | MFU |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        for record in records:
+            if "failed" in record:
+                figures = f"{record['failed']} | | | |"
+            else:
+                mfu = "" if record["mfu"] is None else f"{record['mfu']:.2f}"
+                figures = (
+                    f"{record['ms']:.1f} | {record['tokens_per_second']:,.0f} | {record['extra_mb']:.0f} | {mfu} |"
+                )
+            lines.append(f"| {record['divergence']} | {record['contender']} | {record['tokens']:,} | {figures}")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def main(given: list[str] | None = None) -> int:
@@ -133,11 +165,14 @@ def main(given: list[str] | None = None) -> int:
         print(f"gradients differ from float64 by more than 1e-6: {wrong}", file=sys.stderr)
         return 1
     peak = next((flops for name, flops in DENSE_FLOPS.items() if name in device), None)
-    records = [record for tokens in arguments.tokens for record in compared(tokens, peak)]
+    parts = {
+        "Loss alone": [record for tokens in arguments.tokens for record in losses_alone(tokens, peak)],
+        "Whole step of a 0.6B student": whole_steps(peak),
+    }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    report = {"device": device, "errors": found, "records": records}
+    report = {"device": device, "errors": found, "records": parts}
     (arguments.out / "gpu.json").write_text(json.dumps(report, indent=1))
-    (arguments.out / "gpu.md").write_text(text := markdown(device, found, records))
+    (arguments.out / "gpu.md").write_text(text := markdown(device, found, parts))
     print(text)
     return 0
 

@@ -120,7 +120,7 @@ def trl(kind: str) -> Loss:
     beta = {"forward_kl": 0.0, "reverse_kl": 1.0, "jensen_shannon": BETA}[kind]
 
     def loss(h: Tensor, w: Tensor, ht: Tensor, wt: Tensor) -> Tensor:
-        mask = torch.ones(1, len(h), dtype=torch.int64)
+        mask = torch.ones(1, len(h), dtype=torch.int64, device=h.device)
         return _chunked_divergence_loss(h[None], ht[None], w, wt, mask, beta)[0]  # type: ignore[no-any-return]
 
     return loss
@@ -134,7 +134,7 @@ def liger(kind: str) -> Loss:
     fused = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=beta)
 
     def loss(h: Tensor, w: Tensor, ht: Tensor, wt: Tensor) -> Tensor:
-        return fused(h, w, ht, wt, torch.zeros(len(h), dtype=torch.int64))  # type: ignore[no-any-return]
+        return fused(h, w, ht, wt, torch.zeros(len(h), dtype=torch.int64, device=h.device))  # type: ignore[no-any-return]
 
     return loss
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import transformers
 
-from benchmarks import contenders, drift, gpu, losses, material, probe, steppers, steps, turns
+from benchmarks import contenders, drift, gpu, gpu_steps, losses, material, probe, steppers, steps, turns
 from monitoring.settings import ProbeSettings
 
 
@@ -91,6 +92,39 @@ def test_a_tail_of_long_rows_costs_who_pads_more_than_twice_the_tokens() -> None
     padded = sum(8 * max(lengths[row] for row in rows) for rows in steppers.groups(len(lengths), 8))
     assert 2 < padded / sum(lengths) < 4
     assert min(lengths) > material.PROMPT
+
+
+SMALL = gpu_steps.Size(vocabulary=64, width=16, layers=2, heads=2, head_width=8, inner=24, teacher_width=12, rows=2,
+                       tokens=8)  # fmt: skip
+
+
+def test_the_whole_step_of_a_device_is_the_same_with_ours_and_with_whole_logits() -> None:
+    steps_of = {
+        name: gpu_steps.stepper(losses.CONTENDERS[name]("jensen_shannon"), SMALL, "cpu", torch.float32)
+        for name in ("ours", "naive")
+    }
+    taken = {name: [once() for _ in range(3)] for name, once in steps_of.items()}
+    assert taken["ours"] == pytest.approx(taken["naive"], rel=1e-4)
+    assert taken["ours"][2] < taken["ours"][0]
+
+
+def test_the_flop_of_a_step_are_six_a_weight_and_token() -> None:
+    config = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 24}
+    model = transformers.Qwen3ForCausalLM(
+        transformers.Qwen3Config(vocab_size=64, hidden_size=16, num_hidden_layers=2, tie_word_embeddings=True, **config)
+    )
+    matrices = sum(weight.numel() for weight in model.parameters() if weight.ndim == 2)
+    attention, teacher = 6 * 2 * 16 * 8, 2 * 64 * 12
+    assert SMALL.flops == 16 * (6 * matrices + attention + teacher)
+
+
+def test_a_contender_that_does_not_run_on_a_device_is_said_in_its_table() -> None:
+    ran = {"ms": 2.0, "extra_mb": 10.0, "tokens_per_second": 2048.0, "mfu": 0.5}
+    ours, other = ({"divergence": "forward_kl", "contender": name, "tokens": 4} for name in ("ours", "TRL"))
+    records = [{**ours, **ran}, {**other, "failed": "ImportError: no TRL"}]
+    text = gpu.markdown("H", {"forward_kl": 1e-7}, {"Loss alone": records})
+    assert "| forward_kl | ours | 4 | 2.0 | 2,048 | 10 | 0.50 |" in text
+    assert "| forward_kl | TRL | 4 | ImportError: no TRL | | | |" in text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
