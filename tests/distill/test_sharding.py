@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 pytestmark = pytest.mark.slow
@@ -24,7 +25,15 @@ WAYS: dict[str, dict[str, Any]] = {
     "lora": {"lora_rank": 4, "lora_alpha": 16.0},
     "all": {"precision": "bf16", "replicas": 2, "cpu_offload": True, "checkpoint_activations": True, "lora_rank": 4},
 }
-SAME = ["replicas", "offload", "checkpointed", "compiled"]
+LINKED = " " not in torch.__file__  # what torch.compile makes cannot be linked where torch's path has a space
+if not LINKED:
+    del WAYS["compiled"]
+SAME = [
+    "replicas",
+    "offload",
+    "checkpointed",
+    pytest.param("compiled", marks=pytest.mark.skipif(not LINKED, reason="torch lies under a path with a space")),
+]
 TRAIN = """
 import sys
 from pathlib import Path
