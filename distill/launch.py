@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ _PR_SET_PDEATHSIG = 1
 _GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _RANK = re.compile(r"^\[rank \d+\] ")
+_PIECE = re.compile(r"(\[rank \d+\] |^)(.*?)(?=\[rank \d+\] |$)")
 ALONE = Nodes()
 
 
@@ -73,13 +75,12 @@ def _attempt(
     failed: dict[str, Any] = {}
     with _tree(_command(request, processes, nodes), _environment(processes)) as agent:
         assert agent.stdout is not None
-        for line in agent.stdout:
-            shown = line.rstrip()
+        for shown in chain.from_iterable(map(_apart, agent.stdout)):
             text = _RANK.sub("", shown)
-            if text.startswith(PROGRESS):
-                on_step(json.loads(text.removeprefix(PROGRESS)))
-            elif text.startswith(ERROR):
-                failed = json.loads(text.removeprefix(ERROR))
+            if (record := _record(text, PROGRESS)) is not None:
+                on_step(record)
+            elif (found := _record(text, ERROR)) is not None:
+                failed = found
             else:
                 last.append(shown)
                 on_line(shown)
@@ -91,6 +92,30 @@ def _attempt(
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     reason = f"the agent of this machine {how}: {' | '.join(last)}"
     return {"rank": -1, "kind": "killed" if code < 0 else "own", "reason": reason, "log": ""}
+
+
+def _apart(line: str) -> list[str]:
+    """Return what each rank said in a line of the agent's, each once, with its rank before it.
+
+    The agent copies what there is of a rank's line when it looks, be it without its end: what others have said since,
+    and the rest of it, then follow on the same line.
+    """
+    line = line.removesuffix("\n")
+    if line.startswith(ERROR):  # of the agent itself, and may quote anything
+        return [line]
+    said: dict[str, str] = {}
+    for rank, text in _PIECE.findall(line):
+        said[rank] = said.get(rank, "") + text
+    whole = [rank + text for rank, text in said.items() if text]
+    return whole or [line]
+
+
+def _record(text: str, kind: str) -> dict[str, Any] | None:
+    """Return the record of a line of this kind; None for another line, and for one that is not whole."""
+    try:
+        return dict(json.loads(text.removeprefix(kind))) if text.startswith(kind) else None
+    except ValueError:
+        return None
 
 
 def _told(failed: dict[str, Any]) -> str:

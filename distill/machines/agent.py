@@ -89,7 +89,8 @@ def _lost(found: Failed, folder: Path) -> Failed:
 
 
 def _say(failed: Failed) -> None:
-    print(ERROR + json.dumps(vars(failed)), flush=True)
+    sys.stdout.write(ERROR + json.dumps(vars(failed)) + "\n")  # in one write: threads write to it, too
+    sys.stdout.flush()
 
 
 class _RankLogs(LogsSpecs):

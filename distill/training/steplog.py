@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any, TextIO
@@ -45,4 +46,6 @@ class StepLog:
         if self._file is not None:
             self._file.write(line + "\n")
             self._file.flush()
-        print(PROGRESS + line if LOGS in os.environ else step_line(record), flush=True)
+        # In one write: an agent copies what there is of a line, and print() writes its end by itself.
+        sys.stdout.write((PROGRESS + line if LOGS in os.environ else step_line(record)) + "\n")
+        sys.stdout.flush()

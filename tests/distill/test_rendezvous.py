@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from torch.distributed import DistNetworkError
 
+from distill import launch
 from distill.errors import Failure, InputError
 from distill.machines import failures
 from distill.machines.failures import Failed
@@ -133,3 +134,27 @@ def test_a_failure_is_written_as_it_is_read(tmp_path: Path) -> None:
     failures.note(tmp_path, one)
     assert failures.noted(tmp_path) == [one]
     assert json.loads((tmp_path / "rank-3.failed.json").read_text())["reason"] == "reason of 3"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("[rank 0] a\n", ["[rank 0] a"]),
+        ("of the agent\n", ["of the agent"]),
+        ("[rank 0] \n", ["[rank 0] "]),
+        ("\n", [""]),
+        ('[rank 0] redistill.step {"step": 1}[rank 0] \n', ['[rank 0] redistill.step {"step": 1}']),
+        ("[rank 0] redistill.step {[rank 0] }\n", ["[rank 0] redistill.step {}"]),
+        ("[rank 1] half[rank 0] whole[rank 1]  of it\n", ["[rank 1] half of it", "[rank 0] whole"]),
+        ('redistill.error {"reason": "[rank 1] said"}\n', ['redistill.error {"reason": "[rank 1] said"}']),
+        ("of the agent[rank 1] b\n", ["of the agent", "[rank 1] b"]),
+    ],
+)
+def test_a_line_that_was_copied_before_its_end_is_put_together_again(line: str, said: list[str]) -> None:
+    assert launch._apart(line) == said
+
+
+def test_a_record_that_is_not_whole_is_shown_as_a_line() -> None:
+    assert launch._record('redistill.step {"step": 1}', launch.PROGRESS) == {"step": 1}
+    assert launch._record('redistill.step {"step": 1', launch.PROGRESS) is None
+    assert launch._record("anything else", launch.PROGRESS) is None
