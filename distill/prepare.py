@@ -30,20 +30,13 @@ def prepare(
     from distill.checkpoint import resolve
     from distill.prompts import encode, load_tokenizer
     from distill.signals import SignalStore, obtain
-    from distill.teachers.local import LocalTeacher
+    from distill.teachers.local import local_teacher
     from distill.training import belonging, places
 
     training, folder = training or TrainingSettings(), Path(output).expanduser().absolute()
     _check(prompts, teacher, training)
     start = resolve(student.base, "student.base").absolute()
-    asked = LocalTeacher(
-        teacher.model,
-        top_k=teacher.top_k,
-        max_new_tokens=student.max_new_tokens,
-        batch_size=teacher.batch_size,
-        device=teacher.device,
-        signals_format=teacher.signals_format,
-    )
+    asked = local_teacher(student, teacher)
     tokenizer = load_tokenizer(start)
     asked.check(tokenizer, teacher.top_k)
     places.writable(folder)

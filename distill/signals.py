@@ -76,7 +76,7 @@ class SignalStore:
         except FileNotFoundError:  # rewritten or evicted since it was listed
             self.refresh()
             return
-        parts = [self._index[~np.isin(self._index["shard"], gone)] if gone else self._index]
+        parts = [self._index[~np.isin(self._index["shard"], gone)]]
         for number in gone:
             del self._shards[number]
             self._open.pop(number, None)
@@ -160,7 +160,7 @@ class SignalStore:
         if not found.all():
             raise Failure(
                 f"no signal {keys[~found][0].tobytes().hex()[:12]}... in {self.place.root!r}: it was removed or never "
-                "bought; ask the teacher again (after a retrain's own teach stage: python -m flows.retrain --again)"
+                "bought; ask the teacher again, in a retrain with --again"
             )
         return self._index[at]
 

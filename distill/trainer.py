@@ -153,17 +153,25 @@ def _train(request: TrainRequest) -> None:
             if ends:
                 break
     # ---------------------------------------------------------------------------------------------------------------
-    if progress.best_step not in (0, progress.step):
+    if not held:  # validation has said nothing of the last step
+        guards.check_student(validation.loss(model, batches, batches.order.rows(progress.step - 1)), progress, settings)
+    elif progress.best_step != progress.step:
         states.restore(checkpoints, state, best=True)
-    guards.check_student(validation.loss(model, batches, batches.order.rows(progress.step - 1)), progress, settings)
-    weights = get_model_state_dict(student, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if rank == 0:  # only the first process was given the tensors
+    if rank == 0:
         outcome.write(output, progress, steps, batches.order.left_out)
-        if settings.lora_rank:
-            student = adapters.merged(weights, request.start, settings)
-            weights = student.state_dict()
-        export(student, weights, Path(request.start), output / "student")
+    _export(student, request)
     dist.barrier()
+
+
+def _export(student: Any, request: TrainRequest) -> None:
+    """Write the student's checkpoint, with adapters added into its layers. Collective."""
+    weights = get_model_state_dict(student, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if dist.get_rank():  # only the first process was given the tensors
+        return
+    if request.settings.lora_rank:
+        student = adapters.merged(weights, request.start, request.settings)
+        weights = student.state_dict()
+    export(student, weights, Path(request.start), Path(request.output) / "student")
 
 
 def _teacher(request: TrainRequest, student: Any, device: torch.device) -> Beside | None:

@@ -165,10 +165,10 @@ def rows_of(log: str, window: Window) -> pd.DataFrame:
 def _usable_models(student: StudentSettings, teacher: TeacherSettings, champion: Champion | None) -> str:
     """Return the teacher's digest; raises InputError when it cannot teach this student."""
     from distill.prompts import load_tokenizer
-    from distill.teachers.local import LocalTeacher
+    from distill.teachers.local import local_teacher
 
     start = Path(champion.checkpoint) if champion else checkpoint.resolve(student.base, "student.base")
-    asked = LocalTeacher(teacher.model, top_k=teacher.top_k, max_new_tokens=student.max_new_tokens)
+    asked = local_teacher(student, teacher)
     asked.check(load_tokenizer(start), teacher.top_k)
     return asked.digest
 

@@ -141,17 +141,9 @@ def ask(
 
 def local_teacher(settings: Teaching, drawn: "Sampling | None" = None) -> "LocalTeacher":
     """Return the teacher that the settings name; its weights are loaded when it is asked."""
-    from distill.teachers.local import LocalTeacher
+    from distill.teachers import local
 
-    return LocalTeacher(
-        settings.teacher.model,
-        top_k=settings.teacher.top_k,
-        max_new_tokens=settings.student.max_new_tokens,
-        batch_size=settings.teacher.batch_size,
-        device=settings.teacher.device,
-        drawn=drawn,
-        signals_format=settings.teacher.signals_format,
-    )
+    return local.local_teacher(settings.student, settings.teacher, drawn)
 
 
 def answers(prompts: list[str], start: Path, settings: Teaching, asked: Path, what: str) -> tuple[list[str], Obtained]:

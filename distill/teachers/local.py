@@ -13,6 +13,7 @@ from distill.errors import InputError
 from distill.generation import Sampling, greedy_batches, stop_and_pad
 from distill.models import load_model
 from distill.prompts import fingerprint, load_tokenizer, vocabulary_size
+from distill.settings import StudentSettings, TeacherSettings
 from distill.store.encodings import parse
 from distill.teachers.protocol import AnySignal, HiddenSignal, Signal
 
@@ -117,3 +118,16 @@ class LocalTeacher:
             done += len(rows)
             if progress:
                 progress(done, len(prompts))
+
+
+def local_teacher(student: StudentSettings, teacher: TeacherSettings, drawn: Sampling | None = None) -> LocalTeacher:
+    """Return the teacher of these settings. Of drawn answers one log-probability is kept: nobody learns from them."""
+    return LocalTeacher(
+        teacher.model,
+        top_k=teacher.top_k,
+        max_new_tokens=student.max_new_tokens,
+        batch_size=teacher.batch_size,
+        device=teacher.device,
+        drawn=drawn,
+        signals_format="topk:1" if drawn else teacher.signals_format,
+    )

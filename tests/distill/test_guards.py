@@ -176,6 +176,18 @@ def test_a_student_that_its_last_step_spoiled_is_not_exported(request_in: Any, t
     assert not (tmp_path / "run" / "student").exists()
 
 
+def test_the_best_by_validation_may_be_worse_on_the_last_batch_than_the_steps_before_it(
+    request_in: Any, tmp_path: Path
+) -> None:
+    changes = {"validation_share": 0.2, "validation_steps": 1, "loss_spike": 1.5, "spike_steps": 3}
+    request = TrainRequest.load(request_in(tmp_path / "run", steps=12, **changes))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, "loss", lambda *_: next(losses_to_say))
+        losses_to_say = iter(range(1, 100))  # the first step is the best
+        train(request)
+    assert outcome.read(tmp_path / "run")["exported_step"] == 1
+
+
 def test_a_training_goes_on_with_a_lower_rate_from_an_unspoiled_state(request_in: Any, tmp_path: Path) -> None:
     request = request_in(tmp_path / "run")
     trained(request, killed_at=4)

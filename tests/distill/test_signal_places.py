@@ -161,6 +161,7 @@ KILLED_AT_EACH_CALL = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
+from dying import die_before_call
 from test_signals import records
 from distill.store import upkeep
 from distill.store.places import place_of
@@ -174,18 +175,8 @@ while True:
         SignalStore(url).put(records(range(first, first + 5)))
     child = os.fork()
     if child == 0:
-        left = step
-        def dying(function):
-            def call(*arguments, **options):
-                global left
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                left -= 1
-                return function(*arguments, **options)
-            return call
         fs = place_of(url).fs
-        for name in ("makedirs", "put_file", "mv", "rm"):
-            setattr(fs, name, dying(getattr(fs, name)))
+        die_before_call(step, *((fs, name) for name in ("makedirs", "put_file", "mv", "rm")))
         SignalStore(url).put(records(range(10, 15)))
         upkeep.compact(place_of(url), lambda *_: None)
         os._exit(0)

@@ -109,6 +109,7 @@ KILLED_AT_EACH_STEP = """
 import os, shutil, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
+from dying import die_before_call
 from distill.store import shards, upkeep
 from distill.store.places import place_of
 
@@ -118,17 +119,7 @@ while True:
     shutil.copytree(root, copy)
     child = os.fork()
     if child == 0:
-        left = step
-        def dying(function):
-            def call(*arguments, **options):
-                global left
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                left -= 1
-                return function(*arguments, **options)
-            return call
-        for module, name in ((shards, "write"), (os, "fsync"), (os, "rename"), (os, "unlink"), (os, "rmdir")):
-            setattr(module, name, dying(getattr(module, name)))
+        die_before_call(step, (shards, "write"), (os, "fsync"), (os, "rename"), (os, "unlink"), (os, "rmdir"))
         place = place_of(copy)
         if act == "compact":
             upkeep.compact(place, lambda *_: None)

@@ -290,6 +290,7 @@ KILLED_AT_EACH_STEP = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
+from dying import die_before_call
 from test_signals import records
 from distill.store import shards
 from distill.signals import SignalStore
@@ -298,17 +299,7 @@ root, step = Path(sys.argv[1]), 0
 while True:
     child = os.fork()
     if child == 0:
-        left = step
-        def dying(function):
-            def call(*arguments, **options):
-                global left
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                left -= 1
-                return function(*arguments, **options)
-            return call
-        for module, name in ((shards, "write"), (os, "fsync"), (os, "rename")):
-            setattr(module, name, dying(getattr(module, name)))
+        die_before_call(step, (shards, "write"), (os, "fsync"), (os, "rename"))
         SignalStore(root / str(step)).put(records(range(50)))
         os._exit(0)
     if os.waitpid(child, 0)[1] == 0:

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from distill.errors import InputError
-from distill.generation import greedy, greedy_batches
+from distill.generation import Sampling, greedy, greedy_batches
 from distill.models import load_model
 from distill.prompts import encode, load_tokenizer
+from distill.settings import StudentSettings, TeacherSettings
 from distill.signals import SignalStore, obtain
 from distill.teachers import local
-from distill.teachers.local import LocalTeacher
+from distill.teachers.local import LocalTeacher, local_teacher
 from distill.teachers.protocol import HiddenSignal, Signal, Teacher
 
 PROMPTS = ["The printer does not print", "log in", "How do I set up the mail program?", "x", "invoice"]
@@ -187,3 +188,17 @@ def test_states_of_a_model_that_scales_its_logits_are_refused(tiny_checkpoint: P
         list(greedy_batches(model, prompts, max_new_tokens=3, eos=[1], pad=0, hidden=True))
     assert not model._forward_hooks
     assert not model.lm_head._forward_hooks
+
+
+def test_of_drawn_answers_one_log_probability_is_kept_and_of_others_what_the_settings_say(
+    tiny_checkpoint: Path,
+) -> None:
+    student, asked = StudentSettings(), TeacherSettings(model=str(tiny_checkpoint), signals_format="hidden:bf16")
+    assert local_teacher(student, asked).format == "hidden:bf16"
+    assert local_teacher(student, asked, Sampling(temperature=1.0, seed=0)).format == "topk:1"
+
+
+def test_more_kept_tokens_than_there_are_is_found_before_the_teacher_is_loaded(tiny_checkpoint: Path) -> None:
+    asked = local_teacher(StudentSettings(), TeacherSettings(model=str(tiny_checkpoint), signals_format="topk:9999"))
+    with pytest.raises(InputError, match=r"9999, but the tokenizer .* has 320 tokens"):
+        asked.check(load_tokenizer(tiny_checkpoint), 32)

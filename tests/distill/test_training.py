@@ -14,46 +14,26 @@ import numpy as np
 import psutil
 import pytest
 
-from distill import checkpoint, mixture
+from distill import checkpoint
 from distill.errors import Failure, InputError
 from distill.launch import train_in_processes
-from distill.prompts import encode, load_tokenizer
 from distill.request import TrainRequest
 from distill.settings import TrainingSettings
-from distill.signals import SignalStore, key
-from distill.teachers.protocol import Signal
 
 pytestmark = pytest.mark.slow
 STEPS, EPOCHS = 6, 1.5  # four steps make a pass
 SEED = 5  # its first step has rows of 22 to 77 tokens, which can be packed
 
 
-@pytest.fixture(scope="module")
-def prepared(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A mixture of 32 prompts with made-up signals of a teacher that always answers the same."""
-    folder = tmp_path_factory.mktemp("mixture")
-    tokenizer = load_tokenizer(tiny_checkpoint)
-    more = [" at all" * (n % 7) ** 2 for n in range(32)]  # a few long rows among many short ones
-    prompts = encode(tokenizer, [f"the printer {n} does not print{text}" for n, text in enumerate(more)], 96).ids
-    answer = np.array([*tokenizer("billing high")["input_ids"], tokenizer.eos_token_id], np.int32)
-    ids = np.stack([answer, (answer + 1) % 300], 1).astype(np.int32)
-    logprobs = np.log(np.tile([0.9, 0.05], (len(answer), 1))).astype(np.float16)
-    keys = [key("made up", "topk:2", "greedy", prompt) for prompt in prompts]
-    made = Signal(answer, ids, logprobs, np.full(len(answer), 0.05, np.float32))
-    SignalStore(folder / "signals").put([(k, len(p), made) for k, p in zip(keys, prompts, strict=True)])
-    mixture.save(folder / "mixture.safetensors", prompts, np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32))
-    return folder
-
-
-def request_for(output: Path, prepared: Path, start: Path, *, epochs: float = EPOCHS, **changes: object) -> Path:
+def request_for(output: Path, made_up_mixture: Path, start: Path, *, epochs: float = EPOCHS, **changes: object) -> Path:
     settings = TrainingSettings.model_validate(
         {"tokens_per_step": 600, "seed": SEED, "warmup_steps": 1, "checkpoint_steps": 2, "device": "cpu", **changes}
     )
     output.mkdir(exist_ok=True)
     TrainRequest(
         start=str(start),
-        mixture=str(prepared / "mixture.safetensors"),
-        signals=str(prepared / "signals"),
+        mixture=str(made_up_mixture / "mixture.safetensors"),
+        signals=str(made_up_mixture / "signals"),
         output=str(output),
         epochs=epochs,
         learning_rate=1e-2,
@@ -85,8 +65,8 @@ def trained(request: Path, processes: int = 1) -> Path:
 
 
 @pytest.fixture(scope="module")
-def plain(prepared: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(request_for(tmp_path_factory.mktemp("plain"), prepared, tiny_checkpoint))
+def plain(made_up_mixture: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(request_for(tmp_path_factory.mktemp("plain"), made_up_mixture, tiny_checkpoint))
 
 
 def test_the_loss_falls_and_the_student_is_a_whole_checkpoint(plain: Path) -> None:
@@ -97,8 +77,10 @@ def test_the_loss_falls_and_the_student_is_a_whole_checkpoint(plain: Path) -> No
     assert (plain / "student" / "chat_template.jinja").is_file()
 
 
-def test_the_same_seed_gives_the_same_curve(plain: Path, prepared: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    again = trained(request_for(tmp_path / "again", prepared, tiny_checkpoint))
+def test_the_same_seed_gives_the_same_curve(
+    plain: Path, made_up_mixture: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    again = trained(request_for(tmp_path / "again", made_up_mixture, tiny_checkpoint))
     assert losses(again) == losses(plain)
     assert checkpoint.digest(again / "student") == checkpoint.digest(plain / "student")
 
@@ -123,7 +105,7 @@ def trained_together(requests: list[Path], processes: int) -> None:
 
 
 def test_packed_padded_two_processes_and_accumulation_learn_as_one(
-    plain: Path, prepared: Path, tiny_checkpoint: Path, tmp_path: Path
+    plain: Path, made_up_mixture: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     ways: dict[str, dict[str, object]] = {
         "packed": {},
@@ -132,7 +114,7 @@ def test_packed_padded_two_processes_and_accumulation_learn_as_one(
     }
     for processes in (1, 2):
         requests = {
-            name: request_for(tmp_path / f"{name}{processes}", prepared, tiny_checkpoint, **changes)
+            name: request_for(tmp_path / f"{name}{processes}", made_up_mixture, tiny_checkpoint, **changes)
             for name, changes in ways.items()
         }
         trained_together(list(requests.values()), processes)
@@ -144,11 +126,11 @@ def test_packed_padded_two_processes_and_accumulation_learn_as_one(
             np.testing.assert_allclose(losses(request.parent), losses(plain), rtol=1e-3, err_msg=name)
 
 
-def test_a_process_without_rows_takes_part(prepared: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_process_without_rows_takes_part(made_up_mixture: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     ways = {"one": 1, "three": 3}
     for name, processes in ways.items():
         changes: dict[str, object] = {"tokens_per_step": 100, "packing": name == "one", "checkpoint_steps": 99}
-        request = request_for(tmp_path / name, prepared, tiny_checkpoint, epochs=0.4, **changes)
+        request = request_for(tmp_path / name, made_up_mixture, tiny_checkpoint, epochs=0.4, **changes)
         trained_together([request], processes)
     lines = (tmp_path / "three" / "metrics.jsonl").read_text().splitlines()
     assert min(json.loads(line)["rows"] for line in lines) < 3
@@ -189,9 +171,9 @@ def start_training(request: Path) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_training_leaves_no_process_and_goes_on_as_if_nothing_had_happened(
-    how: signal.Signals, plain: Path, prepared: Path, tiny_checkpoint: Path, tmp_path: Path
+    how: signal.Signals, plain: Path, made_up_mixture: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    request = request_for(tmp_path / "killed", prepared, tiny_checkpoint)
+    request = request_for(tmp_path / "killed", made_up_mixture, tiny_checkpoint)
     parent = start_training(request)
     latest = request.parent / "checkpoints" / "LATEST"
     wait_until(latest.is_file)
@@ -206,17 +188,17 @@ def test_a_killed_training_leaves_no_process_and_goes_on_as_if_nothing_had_happe
 
 
 def test_a_training_state_that_was_tampered_with_is_not_read(
-    prepared: Path, tiny_checkpoint: Path, tmp_path: Path
+    made_up_mixture: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    output = trained(request_for(tmp_path / "tampered", prepared, tiny_checkpoint))
+    output = trained(request_for(tmp_path / "tampered", made_up_mixture, tiny_checkpoint))
     step = output / "checkpoints" / f"step-{STEPS:06d}"
     (step / ".metadata").write_bytes(b"something else")
     with pytest.raises(Failure, match="not what was published"):
         train_in_processes(output / "request.json", 1, on_line=lambda line: None, on_step=lambda record: None)
 
 
-def test_the_reason_of_a_failed_training_is_said(prepared: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    request = request_for(tmp_path / "failed", prepared, tiny_checkpoint)
+def test_the_reason_of_a_failed_training_is_said(made_up_mixture: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    request = request_for(tmp_path / "failed", made_up_mixture, tiny_checkpoint)
     fields = json.loads(request.read_text())
     request.write_text(json.dumps({**fields, "learning_rate": 1e30}))
     with pytest.raises(Failure, match=r"lower training\.learning_rate"):
