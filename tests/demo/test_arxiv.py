@@ -75,6 +75,7 @@ def test_a_second_run_is_no_second_work(titles: Path, tmp_path: Path, monkeypatc
         (gzip.compress((HEADER + "1,2008-01-01,cs.CL,T\n2,someday,cs.CL,U\n").encode()), "'someday' in line 3"),
         (gzip.compress(HEADER.encode() + b"1,2008-01-01,cs.CL,\xff\xfe\n"), "cannot be read"),
     ],
+    ids=["absent", "empty", "cut short", "not gzip", "no category", "no row", "no date", "not UTF-8"],
 )
 def test_a_bad_file_is_one_clear_line_and_exit_code_2(
     content: bytes | None, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
