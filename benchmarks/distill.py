@@ -58,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=7, help="turns of each contender [count]; default: %(default)s")
     add("--tokens", type=int, nargs="+", default=[1024, 4096, 16384], help="loss: sizes [tokens]")
     add("--vocabulary", type=int, nargs="+", default=[32_000, 152_000], help="loss: sizes [tokens]")
+    kinds = ["forward_kl", "jensen_shannon"]
+    add("--divergences", nargs="+", choices=kinds, default=kinds, help="loss: default: both")
+    add("--contenders", nargs="+", metavar="NAME", help="loss: whom to compare ours with; default: all")
     add("--rows", type=int, nargs=2, default=[4, 8], help="step: rows of one length, of real lengths [rows a step]")
     add("--row-tokens", type=int, default=256, help="step, signals, processes: length of rows [tokens]")
     add("--steps", type=int, default=8, help="step, signals: different steps made [count]")

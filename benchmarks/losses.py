@@ -7,7 +7,7 @@ is one contender, which works loss and gradients out whenever it is asked (bench
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -167,9 +167,11 @@ def learned(loss: Loss, given: tuple[Tensor, Tensor, Tensor, Tensor]) -> Iterato
         yield float(found.detach())
 
 
-def compared(kind: str, tokens: int, vocabulary: int, rounds: int) -> tuple[list[str], list[str]]:
+def compared(
+    kind: str, tokens: int, vocabulary: int, rounds: int, chosen: Sequence[str]
+) -> tuple[list[str], list[str]]:
     """Return the table rows of one divergence at one size, and what was not run."""
-    names = [name for name in CONTENDERS if tokens * vocabulary <= LARGEST_WHOLE or name not in WHOLE_LOGITS]
+    names = [name for name in chosen if tokens * vocabulary <= LARGEST_WHOLE or name not in WHOLE_LOGITS]
     sizes = [kind, *map(str, (tokens, vocabulary, WIDTH))]
     with in_turns({name: ["benchmarks.losses", name, *sizes] for name in names}, rounds) as (contenders, absent):
         ours = contenders["ours"]
@@ -183,16 +185,19 @@ def compared(kind: str, tokens: int, vocabulary: int, rounds: int) -> tuple[list
 
 
 def section(given: Namespace) -> Iterator[str]:
-    """Yield the lines of the section; given: rounds, tokens, vocabulary."""
+    """Yield the lines of the section; given: rounds, tokens, vocabulary, divergences, contenders."""
+    if unknown := set(given.contenders or ()) - set(CONTENDERS):
+        raise SystemExit(f"--contenders {', '.join(sorted(unknown))}: choose from {', '.join(map(repr, CONTENDERS))}")
     yield "### Loss alone\n"
     yield f'Width {WIDTH:,}, float32. "extra MB" is peak memory above the inputs, the gradients included.\n'
     yield "| divergence | tokens | vocabulary | contender | CPU s | ours / theirs | extra MB | ours / theirs |"
     yield "|---|---|---|---|---|---|---|---|"
     missing: list[str] = []
-    for kind in ("forward_kl", "jensen_shannon"):
+    chosen = ["ours", *(name for name in CONTENDERS if name != "ours" and name in (given.contenders or CONTENDERS))]
+    for kind in given.divergences:
         for vocabulary in given.vocabulary:
             for tokens in given.tokens if vocabulary <= 32_000 else [min(given.tokens)]:
-                rows, notes = compared(kind, tokens, vocabulary, given.rounds)
+                rows, notes = compared(kind, tokens, vocabulary, given.rounds, chosen)
                 yield from rows
                 missing += notes
     yield "\n" + "\n".join(missing)

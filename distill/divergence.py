@@ -80,7 +80,7 @@ class _OnePass(torch.autograd.Function):
         wanted = [learning and needed for needed in ctx.needs_input_grad[:3]]
         states, wide = hidden.detach(), _wide(hidden.dtype)
         of_hidden = torch.empty_like(states) if wanted[0] else None
-        of_weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
+        of_weight = torch.empty_like(weight, dtype=wide) if wanted[1] else None
         of_bias = torch.zeros_like(bias, dtype=wide) if wanted[2] and bias is not None else None
         sums = states.new_zeros(2, dtype=torch.float64)
         buffers = [states.new_empty(min(TILE, len(states)), len(weight), dtype=wide) for _ in _logits_of(work)]
@@ -97,9 +97,11 @@ class _OnePass(torch.autograd.Function):
             if of_hidden is not None:
                 torch.mm(gradient, work.head.weight, out=of_hidden[rows])
             if of_weight is not None:
-                _add_product(of_weight, gradient, states[rows])
+                _add_product(of_weight, gradient, states[rows], first=not rows.start)
             if of_bias is not None:
                 of_bias += logits[0].sum(0)
+        if of_weight is not None and not len(states):
+            of_weight.zero_()
         ctx.gradients = (
             of_hidden,
             None if of_weight is None else of_weight.to(weight.dtype),
@@ -143,14 +145,15 @@ def _project(states: Tensor, head: Head, out: Tensor) -> Tensor:
     return out if head.bias is None else out.add_(head.bias.detach())
 
 
-def _add_product(total: Tensor, gradient: Tensor, states: Tensor) -> None:
-    """Add gradient.T @ states, (V, D), to a total of a wider type or the same."""
-    if total.dtype == states.dtype:
-        torch.addmm(total, gradient.T, states, out=total)
-    elif total.device.type == "cuda":
-        torch.addmm(total, gradient.T, states, out_dtype=total.dtype, out=total)
-    else:
-        torch.addmm(total, gradient.T.to(total.dtype), states.to(total.dtype), out=total)
+def _add_product(total: Tensor, gradient: Tensor, states: Tensor, *, first: bool) -> None:
+    """Add gradient.T @ states, (V, D), to a total of a wider type or the same; the first one replaces what is there."""
+    kept = 0 if first else 1  # what is multiplied with 0 is not read
+    options: dict[str, Any] = {}
+    if total.dtype != states.dtype and total.device.type == "cuda":
+        options = {"out_dtype": total.dtype}
+    elif total.dtype != states.dtype:
+        gradient, states = gradient.to(total.dtype), states.to(total.dtype)
+    torch.addmm(total, gradient.T, states, beta=kept, out=total, **options)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

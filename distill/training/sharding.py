@@ -112,11 +112,12 @@ def _trial(values: torch.Tensor) -> torch.Tensor:
 def clip(parameters: Iterable[nn.Parameter], limit: float, mesh: DeviceMesh) -> float:
     """Scale the gradient down to a norm of at most `limit`; returns the norm it had. Collective.
 
-    Added up in float64: the norm does not depend on how the gradient is sharded. Each replica holds all of it.
+    Each replica holds all of it, and weights are sharded by rows: the rows' norms, added up in float64, do not depend
+    on how.
     """
     gradients = [p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad for p in parameters if p.grad is not None]
-    norms = torch._foreach_norm(gradients, 2, dtype=torch.float64)
-    squares = torch.stack(norms).square().sum().to(mesh.device_type)  # offloaded gradients lie elsewhere
+    rows = [part.flatten(1).norm(dim=1) if part.dim() > 1 else part.flatten().abs() for part in gradients]
+    squares = torch.cat(rows).double().square().sum().to(mesh.device_type)  # offloaded gradients lie elsewhere
     dist.all_reduce(squares, group=mesh.get_group("shard"))
     norm = float(squares.sqrt())
     if norm > limit:
