@@ -9,6 +9,7 @@ processes may write, compact and evict at once.
 
 import hashlib
 import logging
+import random
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from distill.errors import Failure
 from distill.store import encodings, shards
+from distill.store.claims import claimed
 from distill.store.encodings import Encoded
 from distill.store.places import place_of
 from distill.store.records import Bases, pack
@@ -248,20 +250,53 @@ def obtain(
     prompts: Sequence[NDArray[np.int32]],
     *,
     progress: Callable[[int, int], None] | None = None,
+    buying: Callable[[Keys], None] | None = None,
     flush_rows: int = 512,
     flush_seconds: float = 10.0,
 ) -> Obtained:
     """Ask the teacher for what the store lacks, each prompt once, and count what was reused and bought.
 
-    Answers are stored after `flush_rows` of them or `flush_seconds`, whichever comes first: a killed job
-    loses no more than that. Raises Failure when the teacher leaves prompts out or a signal cannot be right.
+    What another job is buying at the same time is waited for (distill/store/claims.py). `buying` is told the keys
+    that are about to be asked for. Answers are stored after `flush_rows` of them or `flush_seconds`, whichever comes
+    first: a killed job loses no more than that. Raises Failure when the teacher leaves prompts out or a signal cannot
+    be right.
     """
-    keys, asked = lacking(store, teacher, prompts)
+    bought: list[Keys] = []
+    while True:
+        keys, asked = lacking(store, teacher, prompts)
+        if not len(asked):
+            break
+        with claimed(store.place, keys[asked]) as own:
+            store.refresh()  # who had claimed some before may have stored them by now
+            own &= ~store.contains(keys[asked])
+            if own.any():
+                mine = asked[own]
+                if buying:
+                    buying(keys[mine])
+                _buy(store, teacher, prompts, keys, mine, progress, flush_rows, flush_seconds)
+                bought.append(keys[mine])
+        if not own.any():
+            _log.info("%d teacher signals are being bought by another job: waiting for them", len(asked))
+            time.sleep(random.uniform(0.5, 1.5))  # noqa: S311
+    return counted(store, keys, np.concatenate(bought) if bought else keys[:0])
+
+
+def _buy(
+    store: SignalStore,
+    teacher: Teacher,
+    prompts: Sequence[NDArray[np.int32]],
+    keys: Keys,
+    asked: NDArray[np.int64],
+    progress: Callable[[int, int], None] | None,
+    flush_rows: int,
+    flush_seconds: float,
+) -> None:
+    """Ask for some of the prompts and store the answers as they come."""
     pending: list[Record] = []
     answered: set[int] = set()
     flushed = time.monotonic()
     try:
-        for row, signal in teacher.ask([prompts[at] for at in asked], progress) if len(asked) else ():
+        for row, signal in teacher.ask([prompts[at] for at in asked], progress):
             answered.add(row)
             pending.append((keys[asked[row]].tobytes(), len(prompts[asked[row]]), signal))
             if len(pending) >= flush_rows or time.monotonic() - flushed >= flush_seconds:
@@ -274,7 +309,6 @@ def obtain(
         raise Failure(
             f"the teacher answered {len(answered)} of {len(asked)} prompts; those are stored: start again for the rest"
         )
-    return counted(store, keys, keys[asked])
 
 
 def counted(store: SignalStore, keys: Keys, bought: Keys) -> Obtained:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.signals import Keys, Obtained, SignalStore, counted, lacking, obtain
+from distill.signals import Keys, Obtained, SignalStore, counted, obtain
 from monitoring.ledger import Ledger
 from tasks.run import Run, read_json
 
@@ -26,16 +26,18 @@ def buy(
 ) -> Obtained:
     """Return the signals of the prompts, bought where the store lacks them.
 
-    What was lacking is written to the file `asked` first. A stage that was killed and asks again finds there what it
-    has bought before, which counts as bought and not as reused.
+    What is about to be asked for is written to the file `asked` first. A stage that was killed and asks again finds
+    there what it has bought before, which counts as bought and not as reused.
     """
-    keys, at = lacking(store, teacher, prompts)
-    lacked = keys[at]
-    if asked.is_file():
-        lacked = np.unique(np.concatenate([np.load(asked), lacked]), axis=0)
-    _keep(asked, lacked)
-    obtain(store, teacher, prompts, progress=progress)
-    return counted(store, keys, lacked)
+
+    def before() -> Keys:
+        return np.load(asked) if asked.is_file() else np.empty((0, 32), np.uint8)
+
+    def buying(keys: Keys) -> None:
+        _keep(asked, np.unique(np.concatenate([before(), keys]), axis=0))
+
+    obtained = obtain(store, teacher, prompts, progress=progress, buying=buying)
+    return counted(store, obtained.keys, before())
 
 
 def record(run: Run, stage: str, ledger: Path) -> None:

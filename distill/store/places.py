@@ -2,6 +2,7 @@
 
     ROOT/shard-<time>-<random>/     published: data, index
     ROOT/basis-<shape>-<SHA-256>    published: directions that shards may name (distill/store/basis.py)
+    ROOT/claim-<who>                what a job is about to buy (distill/store/claims.py)
     ROOT/.partial-<random>/         being written, or left by a killed process (swept after a day)
     ROOT/.removed-<random>/         being deleted (swept as well)
 
@@ -52,6 +53,15 @@ class Place(Protocol):
 
     def publish_basis(self, name: str, content: bytes) -> None:
         """Publish a basis, unless it is there."""
+
+    def claims(self) -> dict[str, bytes]:
+        """Return all claims by name (distill/store/claims.py)."""
+
+    def write_claim(self, name: str, content: bytes) -> None:
+        """Write a claim, whole, in place of an earlier one of that name."""
+
+    def drop_claim(self, name: str) -> None:
+        """Remove a claim; no error when it is gone."""
 
     def where(self, name: str) -> str:
         """Return the path or URL of a shard or basis, for people."""
@@ -129,6 +139,23 @@ class LocalPlace:
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / name).exists():
             write_whole(self.path / name, content)
+
+    def claims(self) -> dict[str, bytes]:
+        """Return all claims by name."""
+        found = {}
+        for path in self.path.glob("claim-*"):
+            with suppress(FileNotFoundError):  # dropped since it was listed
+                found[path.name] = path.read_bytes()
+        return found
+
+    def write_claim(self, name: str, content: bytes) -> None:
+        """Write beside, then rename."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path / name, content)
+
+    def drop_claim(self, name: str) -> None:
+        """Remove a claim."""
+        (self.path / name).unlink(missing_ok=True)
 
     def where(self, name: str) -> str:
         """Return the path."""

@@ -105,6 +105,25 @@ class RemotePlace:
             write_whole(self.cache.path / name, content)
             self._upload(self.cache.path / name, self._path(name))
 
+    def claims(self) -> dict[str, bytes]:
+        """Return all claims by name."""
+        self.fs.invalidate_cache()
+        found = {}
+        for path in self._glob("claim-*"):
+            with suppress(FileNotFoundError):  # dropped since it was listed
+                found[str(path).rsplit("/", 1)[-1]] = bytes(self.fs.cat_file(path))
+        return found
+
+    def write_claim(self, name: str, content: bytes) -> None:
+        """Upload in one piece: object stores show the old one or the new one."""
+        self.fs.makedirs(self.base, exist_ok=True)
+        self.fs.pipe_file(self._path(name), content)
+
+    def drop_claim(self, name: str) -> None:
+        """Remove a claim."""
+        with suppress(FileNotFoundError):
+            self.fs.rm(self._path(name))
+
     def where(self, name: str) -> str:
         """Return the URL."""
         return f"{self.root}/{name}"
