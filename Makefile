@@ -8,11 +8,14 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
+SGLANG := .venv-sglang
+SGLANG_STAMP := $(SGLANG)/.installed
+PLUGIN := deployments/sglang/plugin
 
 export PYTHONNOUSERSITE := 1
 export DO_NOT_TRACK := 1
 
-.PHONY: help install demo test test-fast lint format build clean FORCE
+.PHONY: help install demo test test-fast test-sglang sglang-cpu lint format build clean FORCE
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -31,13 +34,27 @@ $(STAMP): pyproject.toml constraints.txt
 	@printf '%s\n' "$(CURDIR)" > $(VENV)/.where
 	@touch $@
 
+ifneq "$(shell cat $(SGLANG)/.where 2>/dev/null)" "$(CURDIR)"
+$(SGLANG_STAMP): FORCE
+endif
+
+$(SGLANG_STAMP): $(wildcard $(PLUGIN)/*.* $(PLUGIN)/redistill_sglang/*.py)
+	@if [ "$$(cat $(SGLANG)/.where 2>/dev/null)" != "$(CURDIR)" ]; then "$(PYTHON)" -m venv --clear $(SGLANG); fi
+	$(SGLANG)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r $(PLUGIN)/requirements-cpu.txt
+	$(SGLANG)/bin/python -m pip install -q --disable-pip-version-check --no-deps --force-reinstall ./$(PLUGIN)
+	@printf '%s\n' "$(CURDIR)" > $(SGLANG)/.where
+	@touch $@
+
 install: $(STAMP) ## create .venv and install everything
 demo: $(STAMP) ## the embedded loop: a quiet window is held, a drifted one retrained and promoted
 	$(PY) -m flows.retrain
 test: $(STAMP) ## all tests, two files at a time
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile -m 'not sglang'
 test-fast: $(STAMP) ## the tests that start no service and train no model
-	$(PY) -m pytest -m 'not slow and not integration'
+	$(PY) -m pytest -m 'not slow and not integration and not sglang'
+sglang-cpu: $(SGLANG_STAMP) ## an environment with SGLang for a machine without a GPU, 2.2 GB
+test-sglang: $(STAMP) $(SGLANG_STAMP) ## the tests with a real SGLang server, on the CPU
+	$(PY) -m pytest -m sglang
 lint: $(STAMP) ## ruff, mypy, import-linter
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -50,4 +67,4 @@ build: $(STAMP) ## sdist and wheel, without network
 	rm -rf dist
 	$(PY) -m hatchling build -t sdist -t wheel
 clean: ## remove everything that was made here
-	rm -rf $(VENV) dist redistill-demo notebooks/redistill-demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(SGLANG) dist redistill-demo notebooks/redistill-demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

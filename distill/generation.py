@@ -243,12 +243,18 @@ def stop_and_pad(model: Any, tokenizer: Any) -> tuple[list[int], int]:
 
     Raises InputError when the checkpoint names none: its answers could not end.
     """
-    own = model.generation_config.eos_token_id
+    stops = stop_tokens(model.generation_config, tokenizer)
+    pad = tokenizer.pad_token_id
+    return stops, stops[0] if pad is None else pad
+
+
+def stop_tokens(generation_config: Any, tokenizer: Any) -> list[int]:
+    """Return the tokens that end an answer, in order; InputError when there is none."""
+    own = generation_config.eos_token_id
     stops = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
     if not stops:
         raise InputError(
             f"{tokenizer.name_or_path!r} names no eos token, so no answer could end: set eos_token_id in its "
             "generation_config.json or eos_token in its tokenizer_config.json"
         )
-    pad = tokenizer.pad_token_id
-    return sorted(stops), min(stops) if pad is None else pad
+    return sorted(stops)

@@ -30,13 +30,13 @@ def prepare(
     from distill.checkpoint import resolve
     from distill.prompts import encode, load_tokenizer
     from distill.signals import SignalStore, obtain
-    from distill.teachers.local import local_teacher
+    from distill.teachers.chosen import teacher_of
     from distill.training import belonging, places
 
     training, folder = training or TrainingSettings(), Path(output).expanduser().absolute()
     _check(prompts, teacher, training)
     start = resolve(student.base, "student.base").absolute()
-    asked = local_teacher(student, teacher)
+    asked = teacher_of(student, teacher)
     tokenizer = load_tokenizer(start)
     asked.check(tokenizer, teacher.top_k)
     places.writable(folder)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.config import JsonDict
 
 LOCATION: JsonDict = {"location": True}  # where a thing lies, not what comes out: no part of a request's identity
@@ -50,13 +50,55 @@ class TeacherSettings(Section):
         description="what is kept of the teacher: topk:K, or its final states as hidden:bf16, hidden:int8 or "
         "hidden:svdR (R directions); empty: topk:`teacher.top_k`",
     )
-    batch_size: int = Field(64, ge=1, description="prompts asked at once [rows]")
-    device: Device = Field("auto", description="where teacher and scoring run [auto, cpu, cuda]")
+    backend: Literal["local", "sglang"] = Field(
+        "local", description="who runs the teacher: this process, or SGLang servers [local, sglang]"
+    )
+    batch_size: int = Field(64, ge=1, description="local: prompts asked at once [rows]")
+    device: Device = Field("auto", description="where a local teacher and scoring run [auto, cpu, cuda]")
+    urls: tuple[str, ...] = Field(
+        (),
+        description="sglang: servers that all serve `teacher.model`, or their router, in a list or between commas "
+        "[http://HOST:PORT]",
+        json_schema_extra=LOCATION,
+    )
+    serve: bool = Field(
+        False,
+        description="sglang: a retrain starts a server itself when it has to ask, and stops it [true, false]",
+        json_schema_extra=LOCATION,
+    )
+    api_key_secret: str = Field(
+        "",
+        description="sglang: Prefect Secret block with the servers' API key; empty: REDISTILL_TEACHER_API_KEY [name]",
+        json_schema_extra=LOCATION,
+    )
+    concurrency: int = Field(
+        64, ge=1, description="sglang: requests under way at once [count]", json_schema_extra=LOCATION
+    )
+    request_seconds: float = Field(
+        300.0, gt=0, description="sglang: longest time for one request [s]", json_schema_extra=LOCATION
+    )
+    outage_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="sglang: so long all servers may be away before asking fails [s]",
+        json_schema_extra=LOCATION,
+    )
+    job_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="sglang: longest time for all requests of a stage; 0: no limit [s]",
+        json_schema_extra=LOCATION,
+    )
     signals: str = Field(
         "",
         description="store of teacher signals, a folder or fsspec URL; empty: WORKSPACE/signals",
         json_schema_extra=LOCATION,
     )
+
+    @field_validator("urls", mode="before")
+    @classmethod
+    def _between_commas(cls, value: object) -> object:
+        return [url.strip() for url in value.split(",") if url.strip()] if isinstance(value, str) else value
 
 
 class TrainingSettings(Section):

@@ -50,7 +50,7 @@ def retrain(
     been answered. reported_by: id of the drift event.
     """
     from flows import wiring
-    from tasks import plan, probe, watch
+    from tasks import plan, probe, teacher_server, watch
 
     chosen = settings.load(config, overrides)
     places = wiring.Places(chosen)
@@ -82,7 +82,8 @@ def retrain(
         if (done := run.result()) is not None:
             logger.info("retrain %s has been answered before: %s", run.request.retrain_id, done["outcome"])
             return _still_so(done, registry)
-        outcome = _stages(run, chosen, places, registry)
+        with teacher_server.taken_down_afterwards():
+            outcome = _stages(run, chosen, places, registry)
         result = summary.result(run, outcome, places, probe.settle(run, places.ledger))
         if outcome != "held":  # before the end is written: an event may come twice, but is not lost
             payload = {key: result[key] for key in ("retrain_id", "outcome", "window", "champion", "challenger")}

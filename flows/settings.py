@@ -45,7 +45,12 @@ LOCAL = ("workspace", "packaging.home")  # folders of this machine
 # The others may be URLs, or names on a hub.
 FOLDERS = (*LOCAL, "traffic.path", "teacher.signals", "registry.artifacts", *MODELS)
 SQLITE = "sqlite:///"
-NOT_SETTINGS = {"REDISTILL_ARXIV", "REDISTILL_CONFIG"}  # the tests' data file; the settings file itself
+NOT_SETTINGS = {  # the tests' data file; the settings file itself; what no file holds; where SGLang is installed
+    "REDISTILL_ARXIV",
+    "REDISTILL_CONFIG",
+    "REDISTILL_TEACHER_API_KEY",
+    "REDISTILL_SGLANG_PYTHON",
+}
 LOCATION: JsonDict = {"location": True}
 # What earlier settings files have: nearest in meaning, not in spelling.
 RENAMED = {"training.batch_size": "training.tokens_per_step", "training.micro_batch_size": "training.tokens_per_pass"}

@@ -165,10 +165,12 @@ def rows_of(log: str, window: Window) -> pd.DataFrame:
 def _usable_models(student: StudentSettings, teacher: TeacherSettings, champion: Champion | None) -> str:
     """Return the teacher's digest; raises InputError when it cannot teach this student."""
     from distill.prompts import load_tokenizer
-    from distill.teachers.local import local_teacher
+    from distill.teachers.chosen import teacher_of
+    from tasks import teacher_server
 
+    teacher_server.check(teacher)
     start = Path(champion.checkpoint) if champion else checkpoint.resolve(student.base, "student.base")
-    asked = local_teacher(student, teacher)
+    asked = teacher_of(student, teacher, urls=teacher_server.addresses(teacher, teacher.model, ""))
     asked.check(load_tokenizer(start), teacher.top_k)
     return asked.digest
 

@@ -144,7 +144,7 @@ def _cost(
     prompts = pd.concat([learned, *unlabelled, profiled])["prompt"].tolist()
     ids = encode(load_tokenizer(start), prompts, teaching.student.max_prompt_tokens).ids
     store = SignalStore(teaching.signals)
-    _, bought = lacking(store, teach.local_teacher(teaching), ids)
+    _, bought = lacking(store, teach.teacher_of(teaching), ids)
     answer = np.mean([len(store.get(key.tobytes()).answer) for key in obtained.keys])
     tokens = sum(len(ids[at]) for at in bought) + round(len(bought) * float(answer))
     new = int((~learned["replay"]).sum())

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -11,17 +11,20 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
+from distill.checkpoint import resolve
+from distill.errors import InputError
 from distill.mixing import audit
 from distill.settings import AuditSettings, MixtureSettings, StudentSettings, TeacherSettings, TrainingSettings
 from distill.signals import Obtained, SignalStore
 from monitoring.settings import TrafficSettings
-from tasks import mix, progress, purchases
+from tasks import mix, progress, purchases, teacher_server
 from tasks.learned import learned_rows
 from tasks.run import Run, run_stage
 
 if TYPE_CHECKING:
     from distill.generation import Sampling
     from distill.teachers.local import LocalTeacher
+    from distill.teachers.sglang import SGLangTeacher
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def sampled(
     for number in range(settings.audit.samples if len(at) else 0):
         drawn = Sampling(settings.audit.temperature, settings.training.seed + number)
         with progress.bar(f"teacher: sample {number + 1} of {settings.audit.samples}", "prompts") as shown:
-            found = purchases.buy(store, local_teacher(settings, drawn), [prompts[row] for row in at], asked, shown)
+            found = purchases.buy(store, teacher_of(settings, drawn), [prompts[row] for row in at], asked, shown)
         texts = tokenizer.batch_decode([store.get(k.tobytes()).answer for k in found.keys], skip_special_tokens=True)
         bought.append(found)
         same.append(np.array(texts, str) == told.texts[at])
@@ -131,7 +134,7 @@ def ask(
     from distill.prompts import encode, load_tokenizer
 
     tokenizer = load_tokenizer(start)
-    teacher = local_teacher(settings)
+    teacher = teacher_of(settings)
     teacher.check(tokenizer, settings.teacher.top_k)
     encoded = encode(tokenizer, prompts, settings.student.max_prompt_tokens)
     with progress.bar(what, "prompts") as shown:
@@ -139,11 +142,28 @@ def ask(
     return encoded.ids, encoded.truncated, obtained
 
 
-def local_teacher(settings: Teaching, drawn: "Sampling | None" = None) -> "LocalTeacher":
+def teacher_of(settings: Teaching, drawn: "Sampling | None" = None) -> "LocalTeacher | SGLangTeacher":
     """Return the teacher that the settings name; its weights are loaded when it is asked."""
-    from distill.teachers import local
+    from distill.teachers import chosen
 
-    return local.local_teacher(settings.student, settings.teacher, drawn)
+    asked, key = settings.teacher, _secret(settings.teacher.api_key_secret)
+    urls = teacher_server.addresses(asked, str(resolve(asked.model, "teacher.model")), key)
+    return chosen.teacher_of(settings.student, asked, drawn, urls=urls, api_key=key)
+
+
+def _secret(name: str) -> str:
+    """Return what a Prefect Secret block holds, nothing without a name; InputError where there is no such block."""
+    if not name:
+        return ""
+    from prefect.blocks.system import Secret
+
+    try:
+        return str(cast("Secret[str]", Secret.load(name)).get())
+    except ValueError as error:
+        raise InputError(
+            f"teacher.api_key_secret {name!r}: Prefect has no such Secret block; make one, or set the key in the "
+            "environment instead"
+        ) from error
 
 
 def answers(prompts: list[str], start: Path, settings: Teaching, asked: Path, what: str) -> tuple[list[str], Obtained]:

@@ -18,7 +18,7 @@ from distill.settings import TrainingSettings
 from distill.training import outcome
 from tasks import progress
 from tasks.run import Run, run_stage
-from tasks.teach import Teaching, local_teacher
+from tasks.teach import Teaching, teacher_of
 
 
 @task(name="train", cache_policy=NO_CACHE)
@@ -65,7 +65,7 @@ def _teacher(teaching: Teaching) -> dict[str, str]:
     """Return what a request has to say of the teacher, whose weights most trainings do without."""
     if not (teaching.training.live_teacher or teaching.teacher.signals_format.startswith("hidden")):
         return {}
-    teacher = local_teacher(teaching)
+    teacher = teacher_of(teaching)
     return {"teacher": str(teacher.folder), "teacher_sha256": teacher.digest}
 
 

@@ -23,7 +23,8 @@ os.environ.pop("PREFECT_API_URL", None)
 logging.raiseExceptions = False  # Prefect's temporary server is stopped, and says so, when pytest's stderr is closed
 import flows.environment  # noqa: E402, F401
 
-for _name in [name for name in os.environ if name.startswith("REDISTILL_") and name != "REDISTILL_ARXIV"]:
+_KEPT = "REDISTILL_ARXIV", "REDISTILL_SGLANG_PYTHON"
+for _name in [name for name in os.environ if name.startswith("REDISTILL_") and name not in _KEPT]:
     del os.environ[_name]
 
 SENTENCES = [
@@ -40,7 +41,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_checkpoint(folder: Path, *, seed: int = 0, sentences: list[str] = SENTENCES) -> Path:
+def make_checkpoint(folder: Path, *, seed: int = 0, sentences: list[str] = SENTENCES, context: int = 256) -> Path:
     """Write a Llama of width 32 with 2 layers, vocabulary 320, as a Hugging Face directory."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -67,7 +68,7 @@ def make_checkpoint(folder: Path, *, seed: int = 0, sentences: list[str] = SENTE
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=256,
+        max_position_embeddings=context,
         initializer_range=0.3,  # wide: so the answers differ from prompt to prompt
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -94,7 +95,7 @@ def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint_maker() -> Callable[..., Path]:
-    """Return make_checkpoint(folder, seed=0, sentences=SENTENCES) -> folder."""
+    """Return make_checkpoint(folder, seed=0, sentences=SENTENCES, context=256) -> folder."""
     return make_checkpoint
 
 

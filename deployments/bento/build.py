@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from deployments.bento import process
+from deployments import process
 from deployments.errors import Failure, InputError
 from deployments.settings import PackagingSettings
 

@@ -1,7 +1,5 @@
 """Serves a Bento for real on loopback, asks it a few prompts and compares its answers with the checkpoint's."""
 
-import os
-import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +10,7 @@ from subprocess import Popen
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from deployments.bento import process
+from deployments import process
 from deployments.bento.build import Bento
 from deployments.errors import Failure, InputError
 
@@ -73,8 +71,9 @@ def smoke_test(
                 _check_answers(bento, response, expected, model_version)
                 _check_endpoints(bento, client)
         except httpx.TransportError as error:
+            reason = f"{type(error).__name__}: {error}"
             raise Failure(
-                f"Bento {bento.tag} stopped answering ({type(error).__name__}: {error}); {_last_lines(server.log)}"
+                f"Bento {bento.tag} stopped answering ({reason}); {process.last_lines(server.log)}"
             ) from error
         rows = response.json()
         return Smoke(
@@ -160,7 +159,7 @@ def _await_ready(
         while time.monotonic() < deadline:
             known |= process.family(server)
             if server.poll() is not None:
-                raise Failure(f"Bento {bento.tag} could not be served{_why(log, port)}; {_last_lines(log)}")
+                raise Failure(f"Bento {bento.tag} could not be served{_why(log, port)}; {process.last_lines(log)}")
             try:
                 if client.get("/readyz").status_code == 200:
                     return
@@ -169,7 +168,7 @@ def _await_ready(
             time.sleep(POLL)
     raise Failure(
         f"Bento {bento.tag} was not ready after packaging.timeout = {timeout:g} s: raise it if the machine is slow; "
-        + _last_lines(log)
+        + process.last_lines(log)
     )
 
 
@@ -179,23 +178,6 @@ def _why(log: Path, port: int) -> str:
     return ""
 
 
-def _last_lines(log: Path, count: int = 20) -> str:
-    lines = log.read_text("utf-8", "replace").splitlines()
-    # Without the frames of tracebacks: a worker's error would be lost above the frames of the server that misses it.
-    told = [line for line in lines if line.strip() and not line.startswith(" ")]
-    return "the server's last lines:\n" + "\n".join(told[-count:])
-
-
 def free_port(port: int) -> int:
     """Return `port`, or a free one for 0; InputError when it cannot be listened on."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-            probe.listen()
-        except OSError as error:
-            raise InputError(
-                f"packaging.port = {port}: {HOST}:{port} cannot be listened on ({os.strerror(error.errno or 0)}); "
-                "free it, or set packaging.port to another one, or to 0 for a free one"
-            ) from error
-        return int(probe.getsockname()[1])
+    return process.free_port(HOST, port, "packaging.port")

@@ -16,7 +16,8 @@ import httpx
 import psutil
 import pytest
 
-from deployments.bento import process, smoke
+from deployments import process
+from deployments.bento import smoke
 from deployments.bento.build import Bento
 from deployments.bento.smoke import smoke_test
 from deployments.errors import Failure, InputError

@@ -14,7 +14,8 @@ from distill.prompts import encode, load_tokenizer
 from distill.settings import StudentSettings, TeacherSettings
 from distill.signals import SignalStore, obtain
 from distill.teachers import local
-from distill.teachers.local import LocalTeacher, local_teacher
+from distill.teachers.chosen import teacher_of
+from distill.teachers.local import LocalTeacher
 from distill.teachers.protocol import HiddenSignal, Signal, Teacher
 
 PROMPTS = ["The printer does not print", "log in", "How do I set up the mail program?", "x", "invoice"]
@@ -194,11 +195,11 @@ def test_of_drawn_answers_one_log_probability_is_kept_and_of_others_what_the_set
     tiny_checkpoint: Path,
 ) -> None:
     student, asked = StudentSettings(), TeacherSettings(model=str(tiny_checkpoint), signals_format="hidden:bf16")
-    assert local_teacher(student, asked).format == "hidden:bf16"
-    assert local_teacher(student, asked, Sampling(temperature=1.0, seed=0)).format == "topk:1"
+    assert teacher_of(student, asked).format == "hidden:bf16"
+    assert teacher_of(student, asked, Sampling(temperature=1.0, seed=0)).format == "topk:1"
 
 
 def test_more_kept_tokens_than_there_are_is_found_before_the_teacher_is_loaded(tiny_checkpoint: Path) -> None:
-    asked = local_teacher(StudentSettings(), TeacherSettings(model=str(tiny_checkpoint), signals_format="topk:9999"))
+    asked = teacher_of(StudentSettings(), TeacherSettings(model=str(tiny_checkpoint), signals_format="topk:9999"))
     with pytest.raises(InputError, match=r"9999, but the tokenizer .* has 320 tokens"):
         asked.check(load_tokenizer(tiny_checkpoint), 32)

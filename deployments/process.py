@@ -3,12 +3,16 @@
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
 import psutil
+
+from deployments.errors import InputError
 
 _PR_SET_PDEATHSIG = 1
 
@@ -67,3 +71,28 @@ def stop(process: subprocess.Popen[bytes], known: set[psutil.Process], grace: fl
             continue  # it ended by itself in between
     psutil.wait_procs(left, timeout=grace)
     process.wait(timeout=grace)
+
+
+def free_port(host: str, port: int, setting: str) -> int:
+    """Return `port`, or a free one for 0; InputError, naming the setting, when it cannot be listened on."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen()
+        except OSError as error:
+            raise InputError(
+                f"{setting} = {port}: {host}:{port} cannot be listened on ({os.strerror(error.errno or 0)}); "
+                f"free it, or set {setting} to another one, or to 0 for a free one"
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def last_lines(log: Path, count: int = 20) -> str:
+    """Return the last lines of a server's log, without the frames of tracebacks.
+
+    A worker's error would be lost above the frames of the server that misses it.
+    """
+    lines = log.read_text("utf-8", "replace").splitlines()
+    told = [line for line in lines if line.strip() and not line.startswith(" ")]
+    return "the server's last lines:\n" + "\n".join(told[-count:])

@@ -1,0 +1,44 @@
+"""Settings -> the teacher that they name."""
+
+import os
+from collections.abc import Callable, Sequence
+
+from distill.generation import Sampling
+from distill.settings import StudentSettings, TeacherSettings
+from distill.teachers.local import LocalTeacher
+from distill.teachers.sglang import SGLangTeacher
+
+API_KEY = "REDISTILL_TEACHER_API_KEY"  # in the environment, never in a settings file
+
+
+def teacher_of(
+    student: StudentSettings,
+    teacher: TeacherSettings,
+    drawn: Sampling | None = None,
+    *,
+    urls: Sequence[str] | Callable[[], Sequence[str]] | None = None,
+    api_key: str = "",
+) -> LocalTeacher | SGLangTeacher:
+    """Return the teacher of these settings. Of drawn answers one log-probability is kept: nobody learns from them.
+
+    urls: of SGLang servers, in place of those in the settings. api_key: what they were started with; empty: that of
+    the environment, if any.
+    """
+    options = {
+        "top_k": teacher.top_k,
+        "max_new_tokens": student.max_new_tokens,
+        "drawn": drawn,
+        "signals_format": "topk:1" if drawn else teacher.signals_format,
+    }
+    if teacher.backend == "local":
+        return LocalTeacher(teacher.model, batch_size=teacher.batch_size, device=teacher.device, **options)
+    return SGLangTeacher(
+        teacher.model,
+        teacher.urls if urls is None else urls,
+        api_key=api_key or os.environ.get(API_KEY, ""),
+        concurrency=teacher.concurrency,
+        request_seconds=teacher.request_seconds,
+        outage_seconds=teacher.outage_seconds,
+        job_seconds=teacher.job_seconds or float("inf"),
+        **options,
+    )

@@ -1,0 +1,161 @@
+"""Several HTTP servers that answer alike, as one: the least busy is asked, one that fails rests and comes back."""
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import anyio
+import httpx
+
+from distill.errors import Failure, InputError
+
+_FIRST_REST, _LONGEST_REST = 0.25, 15.0  # seconds a failing server is left alone: doubled each time, with jitter
+_ATTEMPTS = 5  # a request that so many servers took and did not answer is not sent again
+_CONNECT = 10.0  # seconds
+_BUSY = 429
+_KEY = {401, 403}
+
+
+@dataclass
+class Server:
+    """One server, as far as it is known."""
+
+    url: str
+    load: int = 0  # requests under way
+    failures: int = 0  # in a row
+    rests_until: float = 0.0  # of the monotonic clock
+
+
+@dataclass
+class Spent:
+    """What asking took beside the answers themselves."""
+
+    requests: int = 0
+    retries: int = 0
+    waited_seconds: float = 0.0  # of all requests together, until a server was there to be asked
+
+
+class Servers:
+    """Sends requests to whoever is least busy, and again when one is lost; entered in an event loop.
+
+    Raises InputError for what servers refuse, and Failure when none has answered for `outage_seconds`, or when several
+    took the same request and did not answer in `request_seconds`.
+    """
+
+    def __init__(
+        self, urls: Sequence[str], *, api_key: str, connections: int, request_seconds: float, outage_seconds: float
+    ) -> None:
+        self.servers = [Server(url.rstrip("/")) for url in urls]
+        self.spent = Spent()
+        self._outage, self._limit = outage_seconds, request_seconds
+        self._answered = time.monotonic()
+        self._last = "no request was sent"
+        self._client = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=connections),
+            timeout=httpx.Timeout(request_seconds, connect=_CONNECT),
+        )
+
+    async def __aenter__(self) -> "Servers":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.aclose()
+
+    async def post(self, path: str, body: dict[str, Any]) -> tuple[Server, Any]:
+        """Return (who answered, its JSON)."""
+        taken = 0
+        while True:
+            server = await self._free()
+            self.spent.requests += 1
+            server.load += 1
+            try:
+                return server, await self._send(server, "POST", path, body)
+            except _Lost as lost:
+                self.spent.retries += 1
+                taken += lost.taken
+                if taken >= _ATTEMPTS:
+                    raise Failure(
+                        f"a request to {path} was taken {taken} times and never answered, last: {lost}; what was "
+                        "answered before is stored: look into the server's log, or raise teacher.request_seconds "
+                        f"({self._limit:g} s)"
+                    ) from lost
+            finally:
+                server.load -= 1
+
+    async def get(self, server: Server, path: str) -> Any:
+        """Return this server's JSON; None where it does not answer now."""
+        try:
+            return await self._send(server, "GET", path, None)
+        except _Lost:
+            return None
+
+    async def each(self, path: str) -> list[tuple[Server, Any]]:
+        """Return what each server says that answers at once. Raises InputError where none does."""
+        said = [(server, await self.get(server, path)) for server in self.servers]
+        if not (found := [(server, told) for server, told in said if told is not None]):
+            raise InputError(f"no teacher server answers ({self._last}): start one, or correct teacher.urls")
+        return found
+
+    async def _free(self) -> Server:
+        """Return the least busy server that does not rest, once there is one."""
+        began = time.monotonic()
+        while True:
+            now = time.monotonic()
+            if awake := [server for server in self.servers if server.rests_until <= now]:
+                self.spent.waited_seconds += now - began
+                return min(awake, key=lambda server: server.load)
+            if now - self._answered > self._outage:
+                raise Failure(
+                    f"no teacher server has answered for {self._outage:g} s, last: {self._last}; what was answered "
+                    "before is stored: start "
+                    f"{', '.join(server.url for server in self.servers)}, then ask again"
+                )
+            await anyio.sleep(min(server.rests_until for server in self.servers) - now)
+
+    async def _send(self, server: Server, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        try:
+            response = await self._client.request(method, server.url + path, json=body)
+        except httpx.TransportError as error:
+            unreached = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
+            raise self._rest(server, f"{type(error).__name__} {error}".strip(), taken=not unreached) from error
+        if response.status_code in _KEY:
+            raise InputError(
+                f"{server.url}{path} wants another API key (HTTP {response.status_code}): set the one it was started "
+                "with, REDISTILL_TEACHER_API_KEY"
+            )
+        if response.status_code == _BUSY or response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
+            raise self._rest(server, _told(response), taken=response.status_code != _BUSY)
+        if response.is_error:
+            raise InputError(f"{server.url}{path} refused the request: {_told(response)}")
+        try:
+            told = response.json()
+        except ValueError as error:
+            raise self._rest(server, f"what is no JSON: {_told(response)}", taken=True) from error
+        server.failures, server.rests_until, self._answered = 0, 0.0, time.monotonic()
+        return told
+
+    def _rest(self, server: Server, reason: str, *, taken: bool) -> "_Lost":
+        if server.rests_until <= time.monotonic():  # what was under way when it failed first is no further failure
+            server.failures += 1
+            longest = min(_LONGEST_REST, _FIRST_REST * 2 ** min(server.failures - 1, 16))
+            server.rests_until = time.monotonic() + random.uniform(longest / 2, longest)  # noqa: S311
+        self._last = f"{server.url}: {reason}"
+        return _Lost(self._last, taken)
+
+
+class _Lost(Exception):
+    """A request without an answer; `taken`: a server had it."""
+
+    def __init__(self, reason: str, taken: bool) -> None:
+        super().__init__(reason)
+        self.taken = taken
+
+
+def _told(response: httpx.Response) -> str:
+    return f"HTTP {response.status_code} {' '.join(response.text.split())[:300]}"

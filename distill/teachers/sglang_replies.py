@@ -1,0 +1,129 @@
+"""What an SGLang server replies -> an answer with its signal, or the reason why it cannot be one.
+
+Shapes: T tokens of the answer, k kept tokens, D width of the states.
+"""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.errors import Failure
+from distill.teachers.protocol import Signal
+
+_MOST = 1e-4  # by which probabilities in float32 may add up to more than 1
+_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "int32": np.dtype("<i4"), "bfloat16": np.dtype("<u2")}
+_LEAST = float(np.finfo(np.float16).min)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was sent, as far as a reply has to agree with it."""
+
+    prompt_tokens: int
+    max_new_tokens: int
+    stops: Sequence[int]
+    vocabulary: int  # ids of tokens are below it
+    top_k: int
+    weights: str  # version that the server said it has
+
+
+def answer_of(reply: Any, asked: Asked) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Return answer and log-probabilities of its tokens, (T,) each; Failure for what cannot be right."""
+    meta = _meta(reply, asked)
+    answer = np.asarray(reply["output_ids"], np.int64)
+    kept = np.array([entry[0] for entry in meta["output_token_logprobs"]], np.float32)
+    ends = np.isin(answer, list(asked.stops))
+    _require(0 < len(answer) <= asked.max_new_tokens, f"1 to {asked.max_new_tokens} tokens", f"{len(answer)}")
+    _require(len(kept) == len(answer), f"{len(answer)} log-probabilities, one a token", f"{len(kept)}")
+    _require(not ends[:-1].any(), "no stop token before the end", f"one at {ends.argmax()} of {len(answer)}")
+    whole = ends[-1] or len(answer) == asked.max_new_tokens
+    _require(whole, "an answer that ends with a stop token or at its longest", f"{meta.get('finish_reason')}")
+    _inside(answer, asked)
+    _probable(kept)
+    return answer.astype(np.int32), kept
+
+
+def topk_of(reply: Any, answer: NDArray[np.int32], asked: Asked) -> Signal:
+    """Return the likeliest k tokens of each answer token with the mass outside; Failure for what cannot be right."""
+    meta = reply["meta_info"]
+    if "output_top_logprobs_shape" not in meta:
+        raise Failure("expected top log-probabilities in the flat form, got none: SGLang 0.5.23 or newer is needed")
+    shape = tuple(meta["output_top_logprobs_shape"])
+    _require(shape == (len(answer), asked.top_k), f"top log-probabilities {(len(answer), asked.top_k)}", f"{shape}")
+    logprobs = _array(meta, "output_top_logprobs_val_flat_b64", shape).astype(np.float32)
+    ids = _array(meta, "output_top_logprobs_idx_flat_b64", shape)
+    _inside(ids, asked)
+    _probable(logprobs)
+    _require(bool((np.diff(np.sort(ids, 1), axis=1) > 0).all()), "different tokens", "one of them twice")
+    mass = np.exp(logprobs.astype(np.float64)).sum(1)
+    _require(mass.max() <= 1 + _MOST, f"probabilities that add up to at most 1 + {_MOST}", f"{mass.max()}")
+    # Rounding of a server in bfloat16 may exceed 1 by less than that: no tail is left then.
+    tail = np.maximum(1 - mass, 0).astype(np.float32)
+    return Signal(answer, ids, np.maximum(logprobs, _LEAST).astype(np.float16), tail)
+
+
+def states_of(reply: Any, asked: Asked, width: int) -> NDArray[np.float32]:
+    """Return the final states of all tokens that were sent, (tokens, D); Failure where the server left some out."""
+    found = _meta(reply, asked).get("hidden_states")
+    if not found:
+        raise Failure("expected hidden states, got none: start the server with --enable-return-hidden-states")
+    first = found[0]  # of the prefill; what follows belongs to tokens made after it
+    if isinstance(first, dict):
+        states = _floats(base64.b64decode(first["b64"]), first["dtype"]).reshape(first["shape"])
+    else:
+        states = np.asarray(first, np.float32)
+    expected = (asked.prompt_tokens, width)
+    if states.shape != expected:
+        raise Failure(
+            f"expected hidden states {expected}, got {states.shape}: the server left rows out; start it with "
+            "--disable-radix-cache --chunked-prefill-size -1"
+        )
+    _require(bool(np.isfinite(states).all()), "finite hidden states", "others")
+    return states
+
+
+def _meta(reply: Any, asked: Asked) -> Any:
+    if not isinstance(reply, dict) or not isinstance(reply.get("meta_info"), dict):
+        raise Failure(f"expected a reply of SGLang's /generate, got {str(reply)[:200]!r}")
+    meta = reply["meta_info"]
+    got = meta.get("prompt_tokens")
+    _require(got == asked.prompt_tokens, f"{asked.prompt_tokens} tokens of prompt", f"{got}")
+    got = str(meta.get("weight_version"))
+    _require(got == asked.weights, f"weights of version {asked.weights!r}", f"{got!r}")
+    return meta
+
+
+def _array(meta: Any, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    dtype = meta.get(f"{name}_dtype")
+    _require(dtype in _DTYPES, f"{name} as one of {', '.join(_DTYPES)}", f"{dtype}")
+    raw: NDArray[Any] = np.frombuffer(base64.b64decode(meta[name]), _DTYPES[dtype])
+    _require(raw.size == np.prod(shape), f"{name} of {np.prod(shape)} values", f"{raw.size}")
+    return raw.reshape(shape)
+
+
+def _floats(raw: bytes, dtype: str) -> NDArray[np.float32]:
+    _require(dtype in {"float32", "bfloat16"}, "states in float32 or bfloat16", dtype)
+    values: NDArray[Any] = np.frombuffer(raw, _DTYPES[dtype])
+    if dtype == "bfloat16":  # the upper half of a float32
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    found: NDArray[np.float32] = values.astype(np.float32)
+    return found
+
+
+def _inside(ids: NDArray[Any], asked: Asked) -> None:
+    wrong = (ids < 0) | (ids >= asked.vocabulary)
+    _require(not wrong.any(), f"token ids in [0, {asked.vocabulary})", f"{ids[wrong][:1]}")
+
+
+def _probable(logprobs: NDArray[np.float32]) -> None:
+    _require(bool(np.isfinite(logprobs).all()), "finite log-probabilities", f"{logprobs.min()}")
+    _require(bool((logprobs <= 0).all()), "log-probabilities <= 0", f"{logprobs.max()}")
+
+
+def _require(holds: bool, expected: str, got: str) -> None:
+    if not holds:
+        raise Failure(f"expected {expected}, got {got}")

@@ -1,0 +1,122 @@
+"""Serving a teacher with SGLang: its command line, and a process tree that is gone when it should be."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from deployments.errors import Failure, InputError
+from deployments.sglang import server
+from deployments.sglang.__main__ import main
+from deployments.sglang.server import Options, argv, environment, interpreter, serving
+
+
+class TestCommandLine:
+    def test_states_are_never_cut_and_it_listens_on_loopback(self) -> None:
+        words = argv(Options("teacher"), 30000)
+        line = shlex.join(words)
+        assert "--host 127.0.0.1" in line
+        assert "--chunked-prefill-size -1" in line
+        assert {"--disable-radix-cache", "--enable-return-hidden-states", "--enable-metrics"} <= set(words)
+
+    def test_a_cpu_has_plain_torch_and_a_bounded_cache_and_a_gpu_what_sglang_chooses(self) -> None:
+        cpu = shlex.join(argv(Options("teacher", device="cpu"), 1))
+        gpu = shlex.join(argv(Options("teacher", device="cuda", tensor_parallel=2, data_parallel=4), 1))
+        assert "--attention-backend torch_native" in cpu
+        assert "--max-total-tokens 8192" in cpu
+        assert "--dtype float32" in cpu
+        assert "--max-total-tokens" not in gpu
+        assert "--attention-backend" not in gpu
+        assert "--tensor-parallel-size 2 --data-parallel-size 4" in gpu
+        assert environment(Options("teacher", device="cpu"))["SGLANG_PLATFORM"] == "redistill_cpu"
+        assert "SGLANG_PLATFORM" not in environment(Options("teacher", device="cuda"))
+
+    def test_the_key_is_nowhere_in_it(self) -> None:
+        options = Options("teacher", api_key="open sesame")
+        assert "sesame" not in shlex.join([*argv(options, 1), *environment(options).values()])
+        assert "sesame" not in repr(options)
+
+    def test_it_is_printed_on_request(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["argv", "--model", "a b", "--device", "cpu", "--python", sys.executable]) == os.EX_OK
+        told = shlex.split(capsys.readouterr().out)
+        assert told[told.index("--model-path") + 1] == "a b"
+        assert "SGLANG_PLATFORM=redistill_cpu" in told
+
+
+DEPLOYMENTS = Path(server.__file__).parents[1]
+SERVED = Options("/models/teacher", host="0.0.0.0", device="cuda")
+
+
+class TestManifests:
+    def test_the_container_of_kubernetes_serves_with_the_words_of_the_command(self) -> None:
+        deployment, service = yaml.safe_load_all((DEPLOYMENTS / "kubernetes" / "sglang.yaml").read_text())
+        pod = deployment["spec"]["template"]
+        (container,) = pod["spec"]["containers"]
+        words = shlex.split(container["args"][0].replace("\\\n", " "))
+        assert set(argv(SERVED, 30000)) <= set(words)
+        assert pod["metadata"]["labels"] == service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
+        assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(container)
+        assert not [word for word in words if word == "--api-key"]
+
+    def test_the_container_of_compose_does_so_too_and_is_reached_from_this_machine_alone(self) -> None:
+        (teacher,) = yaml.safe_load((DEPLOYMENTS / "sglang" / "compose.yaml").read_text())["services"].values()
+        assert set(argv(SERVED, 30000)) <= set(shlex.split(teacher["command"]))
+        assert teacher["ports"] == ["127.0.0.1:30000:30000"]
+
+
+class TestWhereItCannotBeStarted:
+    def test_an_interpreter_that_is_none_is_named(self) -> None:
+        with pytest.raises(InputError, match=r"'/nowhere/python' is no Python interpreter"):
+            interpreter("/nowhere/python")
+
+    def test_a_machine_without_sglang_is_told_how_to_get_it(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.delenv(server.PYTHON, raising=False)
+        monkeypatch.setattr(server, "MADE", "nowhere/python")
+        assert main(["serve", "--model", "teacher"]) == 2
+        assert "make sglang-cpu" in capsys.readouterr().err
+
+    def test_a_server_that_ends_at_once_is_a_failure_with_its_last_lines(self) -> None:
+        with (
+            pytest.raises(Failure, match=r"(?s)exit code 1.*No module named"),
+            serving(Options("teacher"), python=sys.executable),
+        ):
+            pass
+
+
+@pytest.mark.sglang
+@pytest.mark.integration
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_of_a_server_whose_command_ends(
+    how: signal.Signals, tiny_checkpoint: Path, free_port: Callable[[], int]
+) -> None:
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "deployments.sglang",
+        "serve",
+        "--model",
+        str(tiny_checkpoint),
+        "--port",
+        str(port),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert f"http://127.0.0.1:{port}" in process.stdout.readline()
+        assert httpx.get(f"http://127.0.0.1:{port}/health").is_success
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 3
+        process.send_signal(how)
+        process.wait(60)
+    _, left = psutil.wait_procs(family, timeout=30)
+    assert not left
