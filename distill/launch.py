@@ -51,15 +51,15 @@ def train_in_processes(
     """Train on `processes` of this machine; `on_step` is given each step's record, `on_line` every other line.
 
     With several nodes each of them has to call this; all need the folders of the request (a shared file system). Raises
-    Failure with the reason of the first process that failed. Nothing is left running afterwards, also when this process
-    is interrupted or killed.
+    Failure with the reason of the first process that failed, or InputError where it found what cannot be used. Nothing
+    is left running afterwards, also when this process is interrupted or killed.
     """
     for left in range(nodes.restarts, -1, -1):
         failed = _attempt(request, processes, nodes, on_line, on_step)
         if failed is None:
             return
         if failed["kind"] == "own" or not left:
-            raise Failure(_told(failed))
+            raise (InputError if failed["bad_input"] else Failure)(_told(failed))
         on_line(f"{_told(failed)}. Starting again ({left} left)")
 
 
@@ -91,7 +91,7 @@ def _attempt(
         return failed
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     reason = f"the agent of this machine {how}: {' | '.join(last)}"
-    return {"rank": -1, "kind": "killed" if code < 0 else "own", "reason": reason, "log": ""}
+    return {"rank": -1, "kind": "killed" if code < 0 else "own", "reason": reason, "log": "", "bad_input": False}
 
 
 def _apart(line: str) -> list[str]:

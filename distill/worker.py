@@ -58,6 +58,7 @@ def main() -> int:
 
 def _note(error: Exception) -> None:
     """Write down why, before the others can notice that this process is gone."""
+    from distill.errors import InputError
     from distill.machines import failures
 
     rank, folder = int(os.environ["RANK"]), Path(os.environ[LOGS])
@@ -69,6 +70,7 @@ def _note(error: Exception) -> None:
         "kind": failures.kind_of(error),
         "reason": f"{type(error).__name__}: {error}",
         "log": str(folder / f"rank-{rank}.log"),
+        "bad_input": isinstance(error, InputError),
     }
     failures.note(folder, failures.Failed(**fields))
 

@@ -33,7 +33,7 @@ def main() -> int:
     try:
         return _run(path, nodes, processes, logs)
     except (InputError, Failure) as error:
-        _say(Failed(-1, nodes.rank, os.getpid(), 0.0, "own", str(error), ""))
+        _say(Failed(-1, nodes.rank, os.getpid(), 0.0, "own", str(error), "", isinstance(error, InputError)))
     except RuntimeError as error:  # the store went away with machine 0
         kind = failures.kind_of(error)
         _say(Failed(-1, nodes.rank, os.getpid(), 0.0, kind, f"agent of node {nodes.rank}: {error}".splitlines()[0], ""))

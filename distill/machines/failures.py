@@ -23,6 +23,7 @@ class Failed:
     kind: Kind
     reason: str
     log: str
+    bad_input: bool = False  # an InputError: another start with the same would fail as well
 
 
 def note(folder: Path, failed: Failed) -> None:

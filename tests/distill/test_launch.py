@@ -138,6 +138,30 @@ def test_a_worker_alone_makes_the_same_student_as_the_launcher(
     assert "InputError: training request" in wrong.stderr.splitlines()[-1]
 
 
+def launched(request: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "distill.launch", str(request), *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+
+
+def test_what_only_a_worker_finds_unusable_ends_the_launcher_with_2_and_a_failure_with_1(
+    request_in: Any, tmp_path: Path
+) -> None:
+    wrong = launched(request_in(tmp_path / "uneven", replicas=3), "--restarts", "1")
+    assert wrong.returncode == 2, wrong.stderr
+    said = wrong.stderr.splitlines()[-1]
+    assert said.startswith("InputError: training failed: rank 0 ")
+    assert "training.replicas = 3: 1 processes cannot be divided among them" in said
+    failed = launched(request_in(tmp_path / "spoiled", loss_spike=1e-3, spike_steps=3))
+    assert failed.returncode == 1, failed.stderr
+    assert failed.stderr.splitlines()[-1].startswith("Failure: training failed: rank 0 ")
+
+
 # --- two machines ----------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,8 @@ def test_a_failure_is_written_as_it_is_read(tmp_path: Path) -> None:
     failures.note(tmp_path, one)
     assert failures.noted(tmp_path) == [one]
     assert json.loads((tmp_path / "rank-3.failed.json").read_text())["reason"] == "reason of 3"
+    failures.note(tmp_path, replace(one, bad_input=True))
+    assert failures.noted(tmp_path)[0].bad_input
 
 
 @pytest.mark.parametrize(

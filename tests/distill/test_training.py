@@ -193,7 +193,7 @@ def test_a_training_state_that_was_tampered_with_is_not_read(
     output = trained(request_for(tmp_path / "tampered", made_up_mixture, tiny_checkpoint))
     step = output / "checkpoints" / f"step-{STEPS:06d}"
     (step / ".metadata").write_bytes(b"something else")
-    with pytest.raises(Failure, match="not what was published"):
+    with pytest.raises(InputError, match="not what was published"):
         train_in_processes(output / "request.json", 1, on_line=lambda line: None, on_step=lambda record: None)
 
 
