@@ -84,8 +84,7 @@ def train(request: TrainRequest) -> None:
 
 def _train(request: TrainRequest) -> None:
     settings, output, rank = request.settings, Path(request.output), dist.get_rank()
-    if rank == 0:
-        belonging.claim(request)
+    belonging.claim(request)
     device = device_of(settings.device)
     mesh = mesh_of(device, settings.replicas)
     student = load_model(request.start, device=str(device)).float().train()  # master weights and moments in fp32

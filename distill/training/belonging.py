@@ -1,22 +1,79 @@
-"""checkpoints/REQUEST: what the training states of a folder were made from, so that no other training takes them up."""
+"""What a training is made from: the same in all its processes, and the same as what made the states it goes on from.
+
+checkpoints/REQUEST says what the training states of a folder were made from, so that no other training takes them up.
+"""
 
 import hashlib
 import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
 
 from distill.checkpoint import digest, resolve
-from distill.errors import InputError
+from distill.errors import Failure, InputError
 from distill.request import TrainRequest
 from distill.training.states import LATEST
 
 MADE_FROM = "REQUEST"
-_MAY_CHANGE = "loss_spike", "norm_spike", "spike_steps", "patience", "max_grad_norm", "checkpoint_steps", "device"
+_TOLD = 8  # ranks in a message
+_MAY_CHANGE = (
+    *("learning_rate", "first_learning_rate"),  # one of them is the request's, which is compared as little
+    *("loss_spike", "norm_spike", "spike_steps", "patience", "max_grad_norm", "checkpoint_steps", "device"),
+)
 
 
 def claim(request: TrainRequest) -> None:
-    """Write down what this training is made from; InputError where `output` has states of another one."""
+    """Write down what this training is made from. Collective.
+
+    Raises InputError in all processes where they would not learn from the same, or `output` has states of another
+    training, and Failure where it cannot be written.
+    """
+    said: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(said, _seen(request))
+    if found := difference(said):
+        raise InputError(found)
+    refused: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            _write(request)
+        except InputError as error:
+            refused = [error]
+        except OSError as error:
+            refused = [Failure(f"checkpoints/{MADE_FROM} cannot be written to {request.output!r} ({error})")]
+    dist.broadcast_object_list(refused)
+    if refused[0] is not None:
+        raise refused[0]
+
+
+def difference(said: list[dict[str, str]]) -> str:
+    """Return which processes would learn from something else than rank 0, or could not read it; empty when none.
+
+    said: what `_seen` returned, one entry a rank.
+    """
+    if failed := [f"rank {rank}: {seen['error']}" for rank, seen in enumerate(said) if "error" in seen]:
+        return "; ".join(failed[:_TOLD])
+    others = {name: [rank for rank, seen in enumerate(said) if seen[name] != said[0][name]] for name in said[0]}
+    told = [f"{name} (other on rank {', '.join(map(str, ranks[:_TOLD]))})" for name, ranks in others.items() if ranks]
+    if not told:
+        return ""
+    return (
+        f"the processes of this training do not have the same {' nor the same '.join(told)} as rank 0: copy rank 0's "
+        "files to the other machines, or name what lies on a file system that all of them share"
+    )
+
+
+def _seen(request: TrainRequest) -> dict[str, str]:
+    """Return digests of what this process would learn from; what went wrong is returned, too: the others wait."""
+    try:
+        return {"request": request.digest(), **_files(request, Path(request.mixture))}
+    except (InputError, OSError) as error:
+        return {"error": str(error)}
+
+
+def _write(request: TrainRequest) -> None:
     path = Path(request.output) / "checkpoints" / MADE_FROM
     made_from = check(request, Path(request.mixture))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,11 +85,7 @@ def claim(request: TrainRequest) -> None:
 def check(request: TrainRequest, mixture: Path) -> dict[str, str]:
     """Return what a training with the rows of `mixture` is made from; InputError as of `claim`."""
     folder = Path(request.output) / "checkpoints"
-    made_from = {
-        "settings": _resumable(request).digest(),
-        "start": digest(resolve(request.start, "start")),
-        "mixture": _digest(mixture),
-    }
+    made_from = {"settings": _resumable(request).digest(), **_files(request, mixture)}
     if not (folder / LATEST).is_file() or not (folder / MADE_FROM).is_file():
         return made_from
     try:
@@ -45,6 +98,10 @@ def check(request: TrainRequest, mixture: Path) -> dict[str, str]:
             f"folder, or delete {str(folder)!r} to start anew"
         )
     return made_from
+
+
+def _files(request: TrainRequest, mixture: Path) -> dict[str, str]:
+    return {"start": digest(resolve(request.start, "start")), "mixture": _digest(mixture)}
 
 
 def _resumable(request: TrainRequest) -> TrainRequest:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from distill import checkpoint, mixture
-from distill.errors import InputError
+from distill.errors import Failure, InputError
 from distill.prepare import prepare
 from distill.request import TrainRequest
 from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
@@ -103,6 +103,18 @@ def test_training_alone_leaves_no_group_and_one_of_the_callers_stays(prepared: P
     finally:
         dist.destroy_process_group()
     assert checkpoint.digest(tmp_path / "again" / "student") == checkpoint.digest(tmp_path / "out" / "student")
+
+
+def test_a_training_that_a_guard_stopped_goes_on_from_its_last_state_with_a_lower_rate(
+    prepared: Preparer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"epochs": 3, "checkpoint_steps": 1, "warmup_steps": 0, "loss_spike": 1e-3, "spike_steps": 3}
+    few = FEW.model_copy(update=changes)
+    with pytest.raises(Failure, match=r"step 4 was not taken: .*lower training\.learning_rate"):
+        train(prepared(training=few))
+    lower = few.model_copy(update={"learning_rate": 1e-4, "first_learning_rate": 1e-4, "loss_spike": 0.0})
+    train(prepared(training=lower))
+    assert "resumed after step 3" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
