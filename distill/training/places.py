@@ -7,6 +7,9 @@ from distill.checkpoint import resolve
 from distill.errors import InputError
 from distill.request import TrainRequest
 
+_FOLDERS = "checkpoints", "student", "logs"
+_FILES = "metrics.jsonl", "outcome.json", "suspect_rows.json", "mixture.safetensors", "request.json"
+
 
 def check(request: TrainRequest) -> None:
     """Raise InputError, naming the field of the request, for what is missing, or an output that cannot be written."""
@@ -23,7 +26,7 @@ def check(request: TrainRequest) -> None:
 
 
 def writable(output: Path) -> None:
-    """Make the folder of a training; InputError when it cannot be written."""
+    """Make the folder of a training; InputError when it cannot be written, or has something else in a file's place."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output):
@@ -32,3 +35,8 @@ def writable(output: Path) -> None:
         raise InputError(
             f"output {str(output)!r} cannot be written ({error.strerror or error}): name another folder"
         ) from error
+    wrong = [(name, "no folder") for name in _FOLDERS if (output / name).exists() and not (output / name).is_dir()]
+    wrong += [(name, "no file") for name in _FILES if (output / name).is_dir()]
+    if wrong:
+        name, found = wrong[0]
+        raise InputError(f"output {str(output)!r} has a {name!r} that is {found}: move it away, or name another folder")

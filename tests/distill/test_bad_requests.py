@@ -75,6 +75,20 @@ def test_what_is_no_request_is_told_in_one_line(
     assert (code, "cannot be read" in line) == (2, True), line
 
 
+@pytest.mark.parametrize("command", [worker.main, launch.main], ids=["worker", "launch"])
+@pytest.mark.parametrize(("name", "found"), [("checkpoints", "no folder"), ("metrics.jsonl", "no file")])
+def test_something_else_in_the_place_of_what_a_training_writes_is_told_in_one_line(
+    name: str, found: str, command: Any, request_in: Any, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = request_in(tmp_path)
+    if found == "no folder":
+        (tmp_path / name).write_text("")
+    else:
+        (tmp_path / name).mkdir()
+    code, line = told(command, path, capsys, monkeypatch)
+    assert (code, f"has a {name!r} that is {found}: move it away" in line) == (2, True), line
+
+
 def test_an_architecture_that_is_unknown_is_told_in_one_line(
     request_in: Any, checkpoint_maker: Any, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
