@@ -17,7 +17,8 @@ def held_out(keys: NDArray[np.uint8], share: float, seed: int) -> NDArray[np.boo
     """Return which rows are held out, (rows,): about `share` of them, at least one.
 
     A pure function of (key, seed): rows that ask the same (one key) are all held out or all learned from, and a row's
-    fate does not depend on its neighbours. Raises InputError where nothing would be left to learn from.
+    fate does not depend on its neighbours, unless they are so few that none or all would be drawn: then one question
+    is held out, or learned from. Raises InputError where there is one question only.
     """
     if not share:
         return np.zeros(len(keys), np.bool_)
@@ -29,9 +30,11 @@ def held_out(keys: NDArray[np.uint8], share: float, seed: int) -> NDArray[np.boo
     if not held.any():
         held = drawn == drawn.min()
     if held.all():
+        held = drawn != drawn.max()
+    if not held.any():
         raise InputError(
-            f"training.validation_share = {share:g} holds out all {len(keys)} rows of the mixture (one question only): "
-            "set it to 0, or learn from more rows"
+            f"training.validation_share = {share:g} cannot be held out: all {len(keys)} rows of the mixture ask the "
+            "same, so that none would be left to learn from; set it to 0, or learn from more rows"
         )
     return np.asarray(held, np.bool_)
 

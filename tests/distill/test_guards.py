@@ -129,8 +129,16 @@ def test_held_out_rows_are_a_function_of_key_and_seed_and_alike_rows_go_together
     assert (validation.held_out(keys, 0.1, seed=4) != held).any()
     assert not validation.held_out(keys, 0.0, seed=3).any()
     assert validation.held_out(keys[:5], 1e-9, seed=3).sum() == 1
-    with pytest.raises(InputError, match=r"validation_share = 0\.5 holds out all 1 rows"):
-        validation.held_out(keys[:1], 0.5, seed=3)
+    with pytest.raises(InputError, match=r"validation_share = 0\.5 cannot be held out: all 3 rows .* ask the same"):
+        validation.held_out(np.repeat(keys[:1], 3, axis=0), 0.5, seed=3)
+
+
+def test_of_two_questions_one_is_always_learned_and_one_held_out() -> None:
+    keys = np.random.default_rng(0).integers(0, 256, (2, 32)).astype(np.uint8)
+    for seed in range(40):  # in some ten of them both are drawn
+        held = validation.held_out(keys[[0, 0, 1]], 0.5, seed)
+        assert held.sum() in (1, 2)
+        assert held[0] == held[1] != held[2]
 
 
 def test_validation_leaves_its_rows_out_and_the_order_of_the_others_as_it_is() -> None:
