@@ -100,6 +100,7 @@ def _train(request: TrainRequest) -> None:
     )
     state, checkpoints = {"train": TrainState(model, optimizer)}, output / "checkpoints"
     states.sweep(checkpoints)
+    gone = states.gone(checkpoints)
     progress = states.restore(checkpoints, state) or Progress()
     steps, held = batches.order.steps(request.epochs), np.flatnonzero(batches.order.left_out).tolist()
     last = progress.step if progress.stopped(settings.patience) else steps
@@ -107,6 +108,7 @@ def _train(request: TrainRequest) -> None:
     log = StepLog(output / "metrics.jsonl" if rank == 0 else None, progress.step) if first else None
     if rank == 0:
         resumption = [f"resumed after step {progress.step} of {steps}"] if progress.step else []
+        resumption += [_gone(checkpoints, gone, progress.step)] if gone else []
         for line in (*resumption, *_notes(batches, settings, unpacked)):
             print(line, flush=True)
     # ---------------------------------------------------------------------------------------------------------------
@@ -216,6 +218,15 @@ def _notes(batches: Batches, settings: TrainingSettings, unpacked: str) -> list[
             f"{settings.tokens_per_step}: each is a step of its own"
         )
     return notes
+
+
+def _gone(checkpoints: Path, steps: list[int], step: int) -> str:
+    """Return what became of a training whose states of these steps were removed."""
+    names = ", ".join(map(states.name_of, steps))
+    return (
+        f"{str(checkpoints / states.LATEST)!r} names {names}, which somebody has removed: the training "
+        f"{f'goes on after step {step}' if step else 'begins anew, at step 1'}"
+    )
 
 
 def _named(sums: Tensor, settings: TrainingSettings) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """A step that would spoil the student is not taken: its loss is no number, or far above that of the steps before.
 
-The run stops before the optimizer moves, so the last training state is unspoiled; the rows of the batch are written
-down, since they are the first thing to look at.
+The run stops before the optimizer moves. A training state that a later step went on from is unspoiled; that of the very
+step before may have been spoiled by it, which is seen only now. The rows of the batch are written down, since they are
+the first thing to look at.
 """
 
 import json
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from distill.errors import Failure
 from distill.mixture import Mixture
 from distill.settings import TrainingSettings
+from distill.training import states
 from distill.training.progress import Progress
 
 SUSPECTS = "suspect_rows.json"
@@ -45,8 +47,20 @@ def check(
     shown = ", ".join(map(str, chosen[:_SHOWN])) + (", ..." if len(chosen) > _SHOWN else "")
     raise Failure(
         f"step {step} was not taken: {found}. Its batch is rows {shown} of the mixture (all {len(chosen)} in "
-        f"{str(path)!r}): look at them, then lower training.learning_rate; the training state before it is unspoiled"
+        f"{str(path)!r}): look at them, then lower training.learning_rate; {_goes_on(out, progress.step)}"
     )
+
+
+def _goes_on(out: Path, step: int) -> str:
+    """Return from what the training can go on when the step after `step` was not taken."""
+    folder = out / "checkpoints"
+    there = states.there(folder)
+    if step in there:
+        return (
+            f"step {step} may have spoiled the student already, and its training state is saved: delete "
+            f"{str(folder / states.name_of(step))!r}, too"
+        )
+    return "the training state before it is unspoiled" if there else "no training state was saved yet"
 
 
 def check_validation(loss: float, held: list[int]) -> None:
@@ -85,6 +99,7 @@ def reason(progress: Progress, loss: float, norm: float, settings: TrainingSetti
         if value > factor * usual:
             return (
                 f"the {name} is {value:.6g}, more than training.{setting} = {factor:g} times its median "
-                f"{usual:.6g} over the last {settings.spike_steps} steps"
+                f"{usual:.6g} over the last {settings.spike_steps} steps (where steps of sound rows differ that much, "
+                f"raise training.{setting}; 0: never)"
             )
     return ""

@@ -31,7 +31,7 @@ def save(folder: Path, state: dict[str, Any], progress: Progress, *, keep: int) 
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
-    rank, name = dist.get_rank(), _name(progress.step)
+    rank, name = dist.get_rank(), name_of(progress.step)
     partial = folder / f"{name}.partial"
     if rank == 0:
         shutil.rmtree(partial, ignore_errors=True)
@@ -56,14 +56,11 @@ def restore(folder: Path, state: dict[str, Any], *, best: bool = False) -> Progr
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 
-    published = _published(folder)
-    there = sorted(
-        (name for name in published if (folder / name).is_dir()), key=_step
-    )  # a damaged one may have been deleted
-    if not there:
+    published, steps = _published(folder), there(folder)  # a damaged one may have been deleted
+    if not steps:
         return None
-    progress = Progress(**published[there[-1]]["progress"])
-    name = _name(progress.best_step) if best else there[-1]
+    progress = Progress(**published[name_of(steps[-1])]["progress"])
+    name = name_of(progress.best_step if best else steps[-1])
     if name not in published:
         raise InputError(
             f"the best training state, {str(folder / name)!r}, is gone: delete {str(folder)!r} to start anew"
@@ -110,8 +107,19 @@ def _require_shared(folder: Path) -> None:
         )
 
 
-def _name(step: int) -> str:
+def name_of(step: int) -> str:
+    """Return the name of a state's folder."""
     return f"step-{step:06d}"
+
+
+def there(folder: Path) -> list[int]:
+    """Return the steps of which a published state lies in `folder`, the newest last."""
+    return sorted(_step(name) for name in _published(folder) if (folder / name).is_dir())
+
+
+def gone(folder: Path) -> list[int]:
+    """Return the steps of which a state was published that somebody has removed since, the newest last."""
+    return sorted(_step(name) for name in _published(folder) if not (folder / name).is_dir())
 
 
 def _step(name: str) -> int:
@@ -120,12 +128,12 @@ def _step(name: str) -> int:
 
 def _publish(folder: Path, partial: Path, files: dict[str, str], progress: Progress, keep: int) -> None:
     states = {name: state for name, state in _published(folder).items() if (folder / name).is_dir()}
-    whole = folder / _name(progress.step)
+    whole = folder / name_of(progress.step)
     shutil.rmtree(whole, ignore_errors=True)
     _sync_folder(partial)
     os.rename(partial, whole)
     states[whole.name] = {"files": files, "progress": progress.as_json()}
-    kept = {*sorted(states, key=_step)[-keep:], _name(progress.best_step)}
+    kept = {*sorted(states, key=_step)[-keep:], name_of(progress.best_step)}
     latest = folder / f"{LATEST}.partial"
     with latest.open("w") as file:
         json.dump({"states": {name: state for name, state in states.items() if name in kept}}, file, indent=1)

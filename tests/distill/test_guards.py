@@ -1,6 +1,7 @@
 """What stops a training, what validation is for, and what came of it: one process, in this one."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +112,28 @@ def test_a_spike_above_the_running_median_stops_and_a_healthy_curve_does_not() -
     assert "nan" in guards.reason(Progress(), float("nan"), 1.0, off)
 
 
+def test_a_spike_says_how_sound_rows_that_differ_are_learned_all_the_same() -> None:
+    settings = TrainingSettings(loss_spike=3, spike_steps=3)
+    said = guards.reason(progress_after([1.0] * 3, [1.0] * 3), 9.0, 1.0, settings)
+    assert said.endswith("(where steps of sound rows differ that much, raise training.loss_spike; 0: never)")
+
+
+def test_a_state_that_its_own_step_may_have_spoiled_is_to_be_deleted_and_no_other(
+    request_in: Any, tmp_path: Path
+) -> None:
+    spike = {"loss_spike": 1e-3, "spike_steps": 3}  # step 4 is not taken
+    folder = str(tmp_path / "first" / "checkpoints" / "step-000003").replace(".", r"\.")
+    with pytest.raises(Failure, match=f"step 3 may have spoiled the student already.*delete '{folder}', too"):
+        train(TrainRequest.load(request_in(tmp_path / "first", checkpoint_steps=1, **spike)))
+    shutil.rmtree(tmp_path / "first" / "checkpoints" / "step-000003")
+    with pytest.raises(Failure, match="step 4 was not taken"):  # it goes on from step 2
+        train(TrainRequest.load(request_in(tmp_path / "first", checkpoint_steps=4, **spike)))
+    with pytest.raises(Failure, match="the training state before it is unspoiled"):
+        train(TrainRequest.load(request_in(tmp_path / "second", checkpoint_steps=2, **spike)))
+    with pytest.raises(Failure, match="no training state was saved yet"):
+        train(TrainRequest.load(request_in(tmp_path / "third", checkpoint_steps=9, **spike)))
+
+
 def test_a_spike_is_found_by_a_resumed_training_as_well(request_in: Any, tmp_path: Path) -> None:
     request = request_in(tmp_path / "run", loss_spike=1e-3, spike_steps=3)
     for _ in range(2):  # the second one begins after the state of step 2
@@ -202,7 +225,8 @@ def test_a_training_goes_on_with_a_lower_rate_from_an_unspoiled_state(request_in
     asked = TrainRequest.load(request)
     with pytest.raises(InputError, match=r"states of another training \(other settings\)"):
         train(replace(asked, settings=asked.settings.model_copy(update={"cross_entropy_weight": 0.5})))
-    train(replace(asked, learning_rate=1e-3, settings=asked.settings.model_copy(update={"loss_spike": 3.0})))
+    lower = asked.settings.model_copy(update={"loss_spike": 3.0, "learning_rate": 1e-3, "first_learning_rate": 1e-3})
+    train(replace(asked, learning_rate=1e-3, settings=lower))
     assert outcome.read(tmp_path / "run")["exported_step"] == STEPS
 
 
