@@ -159,7 +159,7 @@ def _train(request: TrainRequest) -> None:
     elif progress.best_step != progress.step:
         states.restore(checkpoints, state, best=True)
     if rank == 0:
-        outcome.write(output, progress, steps, batches.order.left_out)
+        outcome.write(output, progress, steps, batches.order)
     _export(student, request)
     dist.barrier()
 

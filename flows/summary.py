@@ -128,13 +128,15 @@ def _mixed(mixture: dict[str, Any] | None) -> str:
 
 
 def _training(came: dict[str, Any]) -> str:
-    """Return in words which step's weights the student has, and what validation said."""
+    """Return in words which step's weights the student has, what validation said, and how many rows had no step."""
+    missed = came.get("rows", {}).get("not_reached", 0)  # a retrain of an earlier version did not say
+    unseen = f"; {missed} rows were in no step: {came['not_reached_because']}" if missed else ""
     if came.get("validation_loss") is None:
-        return f"a new student after {came['steps']} steps" if came else "a new student"
+        return f"a new student after {came['steps']} steps{unseen}" if came else "a new student"
     early = ", stopped early" if came["stopped_early"] else ""
     return (
         f"a new student: step {came['exported_step']} of {came['steps']} by validation loss "
-        f"{came['validation_loss']:.4f}{early}"
+        f"{came['validation_loss']:.4f}{early}{unseen}"
     )
 
 

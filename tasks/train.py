@@ -48,6 +48,7 @@ def train(run: Run, start: Path, teaching: Teaching) -> Path:
             "loss": last["loss"],
             **{name: ended[name] for name in ("exported_step", "exported_because", "stopped_early", "validation_loss")},
             "rows": ended["rows"],
+            "not_reached_because": ended.get("not_reached_because", ""),
         }
 
     run_stage(

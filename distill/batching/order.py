@@ -45,6 +45,16 @@ class Order:
         part = epochs - whole
         return max(1, done + (math.ceil(part * len(self._steps(whole))) if part else 0))
 
+    def reached(self, steps: int) -> NDArray[np.bool_]:
+        """Return which rows the first `steps` steps take, (rows,): all but those left out once a pass is done."""
+        first = self._steps(0)  # a later pass has no other rows
+        if steps >= len(first):
+            return ~self.left_out
+        taken = np.zeros(len(self.lengths), np.bool_)
+        for rows in first[:steps]:
+            taken[rows] = True
+        return taken
+
     def _shuffled(self, number: int) -> list[NDArray[np.int64]]:
         random = np.random.default_rng((self.seed, number))
         order = random.permutation(len(self.lengths))

@@ -186,7 +186,8 @@ def test_the_best_step_by_validation_is_exported_and_training_stops_when_it_gets
     assert came["stopped_early"]
     assert came["steps"] == len(records) == came["exported_step"] + 2 < came["steps_planned"]
     assert came["validation_loss"] == min(by_step) == by_step[came["exported_step"] - 1]
-    assert came["rows"]["training"] + came["rows"]["validation"] == came["rows"]["mixture"] == 32
+    rows = came["rows"]
+    assert rows["training"] + rows["validation"] + rows["not_reached"] == rows["mixture"] == 32
     kept = {int(path.name.removeprefix("step-")) for path in (output / "checkpoints").glob("step-*")}
     assert kept == {came["exported_step"], came["steps"]}
     again = TrainRequest.load(request_in(tmp_path / "ask", start=output / "student", steps=1, **changes))
@@ -230,11 +231,40 @@ def test_a_training_goes_on_with_a_lower_rate_from_an_unspoiled_state(request_in
     assert outcome.read(tmp_path / "run")["exported_step"] == STEPS
 
 
+def test_rows_that_no_step_took_are_counted_and_not_as_learned(
+    request_in: Any, records_of: Records, tmp_path: Path
+) -> None:
+    part = outcome.read(trained(request_in(tmp_path / "part", steps=2)))
+    learned = sum(record["rows"] for record in records_of(tmp_path / "part"))
+    assert len(part["not_reached_rows"]) == part["rows"]["not_reached"] == 32 - learned > 0
+    assert part["rows"]["training"] == learned
+    assert part["not_reached_because"].endswith("within its first pass over the rows: training.epochs is below 1")
+    whole = outcome.read(trained(request_in(tmp_path / "whole", steps=5)))
+    assert whole["rows"] == {"mixture": 32, "training": 32, "validation": 0, "not_reached": 0}
+    assert (whole["not_reached_rows"], whole["not_reached_because"]) == ([], "")
+
+
+def test_states_that_were_removed_are_said(
+    request_in: Any, records_of: Records, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = request_in(tmp_path / "run", steps=4)
+    before = losses(records_of(trained(request)))
+    for names, said in (
+        (["step-000004"], "names step-000004, which somebody has removed: the training goes on after step 2"),
+        (["step-000002", "step-000004"], "names step-000002, step-000004, which somebody has removed: the training "),
+    ):
+        for name in names:
+            shutil.rmtree(tmp_path / "run" / "checkpoints" / name)
+        capsys.readouterr()
+        assert losses(records_of(trained(request))) == before
+        assert said in capsys.readouterr().out
+
+
 def test_without_validation_the_last_step_is_exported(request_in: Any, tmp_path: Path) -> None:
     output = trained(request_in(tmp_path / "run", steps=3, keep_checkpoints=1))
     came = outcome.read(output)
     assert (came["exported_step"], came["exported_because"]) == (3, "last step (validation is off)")
-    assert came["rows"] == {"mixture": 32, "training": 32, "validation": 0}
+    assert came["rows"]["validation"] == 0
     assert [path.name for path in (output / "checkpoints").glob("step-*")] == ["step-000003"]
 
 

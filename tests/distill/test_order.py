@@ -26,6 +26,13 @@ def test_every_row_comes_once_in_each_pass(lengths: np.ndarray, tokens: int, see
         assert sorted(taken(order, first, last)) == list(range(len(lengths)))
 
 
+@given(lengths=ROWS, tokens=st.integers(1, 400), steps=st.integers(0, 60))
+def test_the_rows_reached_are_those_of_the_steps_done(lengths: np.ndarray, tokens: int, steps: int) -> None:
+    left_out = np.arange(len(lengths)) % 3 == 1
+    order = Order(lengths, tokens, 0, left_out)
+    assert np.flatnonzero(order.reached(steps)).tolist() == sorted(set(taken(order, 0, steps)))
+
+
 @given(lengths=ROWS, tokens=st.integers(1, 400))
 def test_no_step_has_more_tokens_than_allowed_but_for_a_longer_row_alone(lengths: np.ndarray, tokens: int) -> None:
     order = Order(lengths, tokens, 0)
