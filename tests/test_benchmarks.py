@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 import transformers
 
-from benchmarks import contenders, drift, gpu, gpu_steps, losses, material, probe, steppers, steps, turns
+from benchmarks import contenders, drift, gpu, gpu_check, gpu_steps, losses, material, probe, steppers, steps, turns
+from distill import divergence
 from monitoring.settings import ProbeSettings
 
 
@@ -122,9 +123,46 @@ def test_a_contender_that_does_not_run_on_a_device_is_said_in_its_table() -> Non
     ran = {"ms": 2.0, "extra_mb": 10.0, "tokens_per_second": 2048.0, "mfu": 0.5}
     ours, other = ({"divergence": "forward_kl", "contender": name, "tokens": 4} for name in ("ours", "TRL"))
     records = [{**ours, **ran}, {**other, "failed": "ImportError: no TRL"}]
-    text = gpu.markdown("H", {"forward_kl": 1e-7}, {"Loss alone": records})
+    text = gpu.markdown("H", [], {"Loss alone": records})
     assert "| forward_kl | ours | 4 | 2.0 | 2,048 | 10 | 0.50 |" in text
     assert "| forward_kl | TRL | 4 | ImportError: no TRL | | | |" in text
+    assert gpu.complaints([], {"Loss alone": records}) == []
+    records[0]["failed"] = "RuntimeError: no such kernel"
+    assert gpu.complaints([], {"Loss alone": records}) == [
+        "did not run: Loss alone, forward_kl, ours: RuntimeError: no such kernel"
+    ]
+
+
+FEW = gpu_check.Size(tokens=30, vocabulary=61, width=8, teacher_width=12, kept=5)
+
+
+def test_what_the_gpu_benchmark_checks_holds_on_a_cpu() -> None:
+    found = gpu_check.checks("cpu", FEW)
+    assert gpu.complaints(found, {}) == []
+    assert len({check[:3] for check in found}) == 7 * 2 * 2
+    assert [line.split(", relative")[1].split(":")[0] for line in gpu.said(found)] == [
+        " to the norm, in float32",
+        " to the norm, in bfloat16",
+    ]
+
+
+@pytest.mark.parametrize("fault", [0.0, 1.3, float("nan")])
+def test_a_wrong_gradient_of_any_dtype_is_a_complaint_of_the_gpu_benchmark(
+    fault: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, project = divergence._add_product, divergence._project
+
+    def wrong(total: torch.Tensor, *given: torch.Tensor, first: bool) -> None:
+        add(total, *given, first=first)
+        total.mul_(fault)
+
+    def not_as_wide(states: torch.Tensor, head: divergence.Head, out: torch.Tensor) -> torch.Tensor:
+        return project(states, head, out).mul_(fault)
+
+    for name, broken in (("_add_product", wrong), ("_project", not_as_wide)):
+        with monkeypatch.context() as patch:
+            patch.setattr(divergence, name, broken)
+            assert len(gpu.complaints(gpu_check.checks("cpu", FEW), {})) == 7 * 2 * 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

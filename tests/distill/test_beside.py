@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
 
+from benchmarks.textbook import divergence_of
 from distill import checkpoint, mixture
 from distill.batches import Batches
 from distill.batching.attention import layout_of
@@ -29,7 +30,6 @@ from distill.signals import SignalStore, obtain
 from distill.teachers.beside import Beside, beside, check_weights
 from distill.teachers.local import LocalTeacher
 from distill.trainer import train
-from tests.distill.test_divergence import divergence_of
 from tests.distill.test_guards import trained
 
 CPU = torch.device("cpu")
