@@ -87,6 +87,9 @@ class Batches:
         if (empty := np.flatnonzero(self.prompts == 0)).size:
             raise InputError(f"row {empty[0]} of the mixture has an empty prompt: nothing could predict its answer")
         self.lengths: NDArray[np.int64] = signals.tokens(mixture.keys)  # (rows,) of prompt and answer
+        # A model that is given no positions counts padding as well, and may have none beyond its context. No row is
+        # longer than that; packed bins may be, in which positions begin anew.
+        self.longest = int(self.lengths.max(initial=1)) if layout == "padded" else None
         self.order = Order(self.lengths, tokens_per_step, seed, left_out)
 
     def step(self, number: int) -> Step:
@@ -110,22 +113,28 @@ class Batches:
         return Step(number, rows, batches, int(answers[rows].sum()), int(prompts[rows].sum()), positions)
 
     def _batch(self, bins: Sequence[Bin], weight: tuple[float, float]) -> Batch:
-        return collate(self.mixture, self.signals, bins, self.pad, weight)
+        return collate(self.mixture, self.signals, bins, self.pad, weight, self.longest)
 
 
 def collate(
-    mixture: Mixture, signals: SignalStore, bins: Sequence[Bin], pad: int, weight: tuple[float, float] = (1.0, 1.0)
+    mixture: Mixture,
+    signals: SignalStore,
+    bins: Sequence[Bin],
+    pad: int,
+    weight: tuple[float, float] = (1.0, 1.0),
+    longest: int | None = None,
 ) -> Batch:
     """Return a forward pass over these bins; without any it is one of padding alone, and has no loss.
 
-    `weight` is what the rows' weights add up to over the global batch, on (answer tokens, prompt tokens).
+    `weight` is what the rows' weights add up to over the global batch, on (answer tokens, prompt tokens); padding makes
+    no bin longer than `longest` [tokens].
     """
     rows = [row for members in bins for row in members]
     answers, signal = signals.get_many(mixture.keys[rows]) if rows else (np.zeros(0, np.int64), None)
     spoken = np.split(signal.answer, np.cumsum(answers)[:-1]) if signal else []
     prompts = [mixture.prompt(row) for row in rows]
     lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, spoken, strict=True)]
-    starts, length = _places([len(members) for members in bins], lengths)
+    starts, length = _places([len(members) for members in bins], lengths, longest)
     shape = max(1, len(bins)), length
     input_ids = np.full(shape, pad, np.int64)
     position_ids, filled = np.zeros(shape, np.int64), np.full(shape, 0 if rows else 1)
@@ -151,10 +160,11 @@ def collate(
     )
 
 
-def _places(members: Sequence[int], lengths: Sequence[int]) -> tuple[list[int], int]:
+def _places(members: Sequence[int], lengths: Sequence[int], longest: int | None) -> tuple[list[int], int]:
     """Return where each row begins, flat in (B, L), and L; `members` says how many rows each bin has."""
     bins = np.split(np.asarray(lengths, np.int64), np.cumsum(members)[:-1]) if members else []
     length = -(-max((int(rows.sum()) for rows in bins), default=1) // ROUND) * ROUND
+    length = length if longest is None else min(length, longest)
     return [b * length + int(start) for b, rows in enumerate(bins) for start in np.cumsum(rows) - rows], length
 
 

@@ -5,11 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 
 from distill.batches import Batches, collate
+from distill.batching.attention import layout_of
 from distill.batching.packing import Layout
 from distill.errors import Failure, InputError
+from distill.loss.objective import Objective
 from distill.mixture import Mixture, draw, load, replay_count, save
+from distill.settings import TrainingSettings
 from distill.signals import SignalStore, key
 from distill.teachers.protocol import Signal
 
@@ -75,6 +79,24 @@ def test_a_pass_without_rows_has_no_token(tmp_path: Path) -> None:
     assert batch.filled.all()
     assert len(batch.answer) == len(batch.answer_share) == len(batch.prompt) == 0
     assert batch.signal is None
+
+
+@pytest.mark.parametrize("tokens", [64, 75])
+def test_padding_is_no_longer_than_the_context_of_a_model_with_learned_positions(tokens: int, tmp_path: Path) -> None:
+    transformers.set_seed(0)
+    student = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=80, n_positions=75, n_embd=16, n_layer=1, n_head=2)
+    )
+    settings = TrainingSettings(packing=False, device="cpu", prompt_weight=0.5)
+    layout, _ = layout_of(student, settings)
+    rows = made(tmp_path, [list(range(tokens - 5)), [1, 2, 3]], [[3, 4, 5, 6, 7], [8]], [1, 1])
+    batches = Batches(*rows, tokens_per_step=1000, tokens_per_pass=1000, layout=layout, width=16, pad=0, seed=0)
+    assert layout == "padded"
+    model = Objective(student, settings, layout)
+    for members in ([[0], [1]], []):
+        batch = batches._batch(members, (6.0, 70.0))
+        assert batch.input_ids.shape[1] <= 75
+        assert model(batch)[0].isfinite()
 
 
 @pytest.mark.parametrize(("processes", "tokens_per_pass"), [(1, 10_000), (1, 20), (3, 20), (5, 10_000)])
