@@ -23,6 +23,7 @@ __all__ = ["IGNORED", "TILE", "Head", "Hidden", "Losses", "Teacher", "TopK", "lo
 
 TILE = 256  # rows whose logits are in memory at once: enough for the matrix product to run at full speed
 _CACHED = 2**18  # elements of a tile that are worked on at once on a CPU, so that they stay in its cache
+_NEVER = -1e30  # logit of what is as good as impossible
 IGNORED = -100  # the target of a token without cross entropy
 
 
@@ -53,7 +54,14 @@ def losses(
     temperature divides both logits of the divergence (no factor T^2); cross entropy is at temperature 1. beta is that
     of `distill.loss.formulas`. Raises InputError for what cannot be computed.
     """
-    _check(hidden, head, teacher, targets, kind, beta, temperature)
+    _check_settings(kind, beta, temperature)
+    _check_shapes(hidden, head, teacher, temperature)
+    _check_rows(
+        len(hidden),
+        teacher,
+        {"targets": targets, "divergence_weights": divergence_weights, "target_weights": target_weights},
+    )
+    _check_ids(targets, teacher, len(head.weight))
     wide = _wide(hidden.dtype)
     ones = hidden.new_ones(len(hidden), dtype=wide)
     work = Work(
@@ -142,7 +150,8 @@ def _project(states: Tensor, head: Head, out: Tensor) -> Tensor:
         torch.mm(states, weight, out_dtype=out.dtype, out=out)  # no rounding of the logits in between
     else:
         out.copy_(states @ weight)
-    return out if head.bias is None else out.add_(head.bias.detach())
+    # A bias of -inf, of a token that is never said, would make NaN of 0 * inf.
+    return out if head.bias is None else out.add_(head.bias.detach().to(out.dtype).clamp(min=_NEVER))
 
 
 def _add_product(total: Tensor, gradient: Tensor, states: Tensor, *, first: bool) -> None:
@@ -168,15 +177,7 @@ def _rows_in_cache(logits: Tensor) -> int:
     return max(1, _CACHED // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
 
 
-def _check(
-    hidden: Tensor,
-    head: Head,
-    teacher: Teacher | None,
-    targets: Tensor | None,
-    kind: str,
-    beta: float,
-    temperature: float,
-) -> None:
+def _check_settings(kind: str, beta: float, temperature: float) -> None:
     if kind not in FORMULAS:
         raise InputError(f"divergence {kind!r}: choose one of {', '.join(FORMULAS)}")
     if kind == "jensen_shannon" and not 0 < beta < 1:
@@ -185,10 +186,15 @@ def _check(
         raise InputError(f"beta {beta} of {kind}: choose one from 0 to below 1")
     if not temperature > 0:
         raise InputError(f"temperature {temperature}: choose one above 0")
-    if teacher is None and targets is None:
-        raise InputError("neither a teacher nor targets: there is nothing to learn")
+
+
+def _check_shapes(hidden: Tensor, head: Head, teacher: Teacher | None, temperature: float) -> None:
     if hidden.dim() != 2 or hidden.shape[-1] != head.weight.shape[-1]:
         raise InputError(f"hidden states {tuple(hidden.shape)} do not fit a head {tuple(head.weight.shape)}")
+    if hidden.dtype != head.weight.dtype:
+        raise InputError(
+            f"hidden states in {hidden.dtype} and a head in {head.weight.dtype}: bring one to the other's dtype"
+        )
     vocabulary = len(head.weight)
     if isinstance(teacher, TopK):
         if teacher.ids.shape[-1] > vocabulary:
@@ -200,8 +206,30 @@ def _check(
             )
     if isinstance(teacher, Hidden) and len(teacher.head.weight) != vocabulary:
         raise InputError(f"the teacher's head has {len(teacher.head.weight)} tokens, the student's {vocabulary}")
-    rows = {"hidden": len(hidden)} | ({} if targets is None else {"targets": len(targets)})
-    if teacher is not None:
-        rows["teacher"] = len(teacher[0])
-    if len(set(rows.values())) > 1:
+
+
+def _check_rows(tokens: int, teacher: Teacher | None, beside: dict[str, Tensor | None]) -> None:
+    """Raise InputError unless there is one of everything for each token."""
+    given = {name: tuple(part.shape) for name, part in beside.items() if part is not None}
+    if any(shape != (tokens,) for shape in given.values()) or (teacher is not None and len(teacher[0]) != tokens):
+        rows = {"hidden": tokens, **({} if teacher is None else {"teacher": len(teacher[0])}), **given}
         raise InputError(f"not the same number of tokens: {rows}")
+
+
+def _check_ids(targets: Tensor | None, teacher: Teacher | None, vocabulary: int) -> None:
+    """Raise InputError for token ids that the vocabulary does not have."""
+    if targets is None and teacher is None:
+        raise InputError("neither a teacher nor targets: there is nothing to learn")
+    given = {"targets": targets, "the teacher's kept tokens": teacher.ids if isinstance(teacher, TopK) else None}
+    for name, ids in given.items():
+        # Of ids on a GPU nothing is known here without waiting for the device: what is made of files is checked there.
+        if ids is None or ids.device.type != "cpu":
+            continue
+        wrong = (ids < 0) | (ids >= vocabulary)
+        if ids is targets:
+            wrong &= ids != IGNORED
+        if wrong.any():
+            raise InputError(
+                f"{name} have {int(ids[wrong][0])}: ids are from 0 to below the vocabulary's {vocabulary}"
+                + (f", or {IGNORED} for none" if ids is targets else "")
+            )

@@ -204,6 +204,31 @@ class TestGradients:
             assert wanted.grad is not None
             assert error(got.grad, wanted.grad) <= 1e-6
 
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("k", [None, 5])
+    def test_tokens_that_neither_ever_says_are_as_if_there_were_none(self, kind: Divergence, k: int | None) -> None:
+        case = made()
+        bias, never = torch.zeros(VOCABULARY + 3), torch.ones(3, WIDTH)
+        bias[VOCABULARY:] = float("-inf")
+        of_teacher = Head(torch.cat([case.teacher_head.float(), torch.ones(3, TEACHER_WIDTH)]), bias)
+        teacher: TopK | Hidden = Hidden(case.states.float(), of_teacher)
+        if k is not None:
+            kept, ids = (log_p := torch.log_softmax(case.states @ case.teacher_head.T, -1)).topk(k, -1)
+            teacher = TopK(ids, kept.float(), outcomes(log_p, ids)[:, -1].exp().float())
+        hidden, head = (part.float().requires_grad_() for part in (case.hidden, torch.cat([case.head, never])))
+        bias = bias.clone().requires_grad_()
+        found = losses(
+            hidden, Head(head, bias), teacher, divergence_weights=case.weights, targets=case.targets,
+            target_weights=case.target_weights, kind=kind, beta=0.3,
+        )  # fmt: skip
+        found.total.backward()
+        assert hidden.grad is not None
+        assert head.grad is not None
+        assert bias.grad is not None
+        assert near((found.total.detach(), hidden.grad, head.grad[:VOCABULARY]), plain(case, kind, 0.3, 1.0, k), 1e-6)
+        assert not head.grad[VOCABULARY:].any()
+        assert not bias.grad[VOCABULARY:].any()
+
     def test_they_are_scaled_by_what_comes_back(self) -> None:
         case = made()
         hidden = case.hidden.float().requires_grad_()
@@ -300,12 +325,32 @@ class TestRefusals:
             ({"temperature": 0.0}, r"temperature 0.0"),
             ({"temperature": 2.0}, r"temperature 2.0 with a teacher's top 2"),
             ({"targets": torch.zeros(4, dtype=torch.int64)}, "not the same number of tokens"),
+            (
+                {"targets": torch.zeros(3, 1, dtype=torch.int64)},
+                r"not the same number of tokens: .*'targets': \(3, 1\)",
+            ),
+            ({"targets": torch.tensor([0, -1, 2])}, "targets have -1: ids are from 0 to below .* 9, or -100 for none"),
+            ({"targets": torch.tensor([0, IGNORED, 9])}, "targets have 9: ids are from 0 to below the vocabulary's 9"),
+            ({"divergence_weights": torch.ones(1)}, "not the same number of tokens: .*'divergence_weights': "),
+            ({"target_weights": torch.ones(2)}, "not the same number of tokens: .*'target_weights': "),
         ],
     )
     def test_a_setting_that_cannot_be_is_named(self, changes: dict[str, object], message: str) -> None:
         teacher = TopK(torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3, 2), torch.zeros(3))
         with pytest.raises(InputError, match=message):
             losses(torch.zeros(3, 4), Head(torch.zeros(9, 4)), teacher, **changes)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("token", [-1, IGNORED, 9])
+    def test_a_kept_token_that_there_is_not_is_named(self, token: int) -> None:
+        teacher = TopK(torch.tensor([[0, 1], [3, token]]), torch.zeros(2, 2), torch.zeros(2))
+        with pytest.raises(InputError, match=f"the teacher's kept tokens have {token}: ids are from 0"):
+            losses(torch.zeros(2, 4), Head(torch.zeros(9, 4)), teacher)
+
+    @pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+    def test_states_and_a_head_of_two_dtypes_are_named(self, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+        hidden, weight = torch.zeros(3, 4, dtype=dtypes[0]), torch.zeros(9, 4, dtype=dtypes[1])
+        with pytest.raises(InputError, match=f"hidden states in {dtypes[0]} and a head in {dtypes[1]}"):
+            losses(hidden, Head(weight), None, targets=torch.zeros(3, dtype=torch.int64))
 
     def test_another_vocabulary_is_named(self) -> None:
         teacher = Hidden(torch.zeros(3, 4), Head(torch.zeros(10, 4)))
