@@ -24,6 +24,7 @@ Rows: TypeAlias = slice | NDArray[np.int64]  # of tokens; a slice makes views wh
 
 FORMAT = r"topk:[1-9]\d*|hidden:(bf16|int8|svd[1-9]\d*)"
 _OUTSIDE = 255  # rank of an answer's token that is not among the k; from k = 255 on a rank has two bytes
+_MOST = 65_535  # k: of those two bytes one value is for tokens outside
 _BESIDE = np.dtype([("at", "<i8"), ("token", "<i4")])  # sorted by `at`
 
 
@@ -37,11 +38,13 @@ class Encoded:
 
 
 def parse(text: str, where: str = "signal format") -> tuple[str, int]:
-    """Return ("topk", k), ("bf16", 0), ("int8", 0) or ("svd", directions); InputError for another format."""
+    """Return ("topk", k), ("bf16", 0), ("int8", 0) or ("svd", directions); InputError for what cannot be kept."""
     if not re.fullmatch(FORMAT, text):
         raise InputError(f"{where} {text!r}: use topk:K, hidden:bf16, hidden:int8 or hidden:svdR, as in hidden:svd128")
     family, name = text.split(":")
     if family == "topk":
+        if len(name) > len(str(_MOST)) or int(name) > _MOST:
+            raise InputError(f"{where} {text!r}: at most {_MOST:,} tokens are kept; hidden:bf16 keeps all of them")
         return family, int(name)
     return ("svd", int(name.removeprefix("svd"))) if name.startswith("svd") else (name, 0)
 
@@ -67,12 +70,15 @@ def picked(signal: AnySignal, rows: NDArray[np.int64]) -> AnySignal:
 
 
 def encode(signal: AnySignal, basis: Basis | None = None) -> Encoded:
-    """Return T tokens of checked signals as they are kept; hidden:svdR without a basis is kept as bfloat16."""
+    """Return T tokens of checked signals as they are kept; hidden:svdR without a basis is kept as bfloat16.
+
+    Raises InputError for more log-probabilities a token than can be kept.
+    """
     if isinstance(signal, HiddenSignal):
         parameters, sections = hidden.encode(signal.states, parse(signal.format)[0], basis)
         beside = {"answer": signal.answer.astype("<i4"), "logprobs": signal.logprobs.astype("<f2")}
         return Encoded(signal.format, parameters, {**beside, **sections})
-    k = signal.ids.shape[1]
+    _, k = parse(format_of(signal))
     width = bits.bits_for(int(signal.ids.max()))
     with np.errstate(divide="ignore"):  # no tail: its logarithm is -inf, of which exp is 0 again
         tail = np.log(signal.tail.astype(np.float32)).astype("<f2")

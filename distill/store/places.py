@@ -98,6 +98,8 @@ class LocalPlace:
             return sorted(name for name in os.listdir(self.path) if name.startswith("shard-"))
         except FileNotFoundError:
             return []
+        except NotADirectoryError:
+            raise InputError(f"signal store {self.root!r} is a file: name a folder, which need not exist yet") from None
 
     def folder(self, name: str, *, data: bool) -> Path:
         """Return a shard's folder."""

@@ -94,7 +94,11 @@ def read_index(folder: Path, where: str = "") -> Shard:
     path, name = folder / "index", f"{where or folder}/index"
     try:
         content = path.read_bytes()
+    except NotADirectoryError:
+        raise Damaged(f"{where or folder}", "it is no folder", "no shard is called that: move it elsewhere") from None
     except FileNotFoundError:
+        if folder.is_symlink() and not folder.exists():  # it stays listed, and would be looked for again and again
+            raise Damaged(f"{where or folder}", "a link to nothing", "mend or delete the link") from None
         if not folder.is_dir():
             raise
         if (folder / "index.npy").exists():

@@ -265,6 +265,24 @@ def test_an_unknown_format_is_refused_and_the_known_ones_named(text: str) -> Non
         encodings.parse(text)
 
 
+@pytest.mark.parametrize("k", [65_536, 10**30])
+def test_more_kept_tokens_than_have_a_rank_are_refused(k: int) -> None:
+    with pytest.raises(InputError, match=rf"'topk:{k}': at most 65,535 tokens are kept; hidden:bf16 keeps all"):
+        encodings.parse(f"topk:{k}")
+
+
+def test_the_last_of_as_many_kept_tokens_as_can_be_is_found_again_and_one_more_is_refused(tmp_path: Path) -> None:
+    def whole(k: int) -> Signal:
+        ids = np.arange(k, dtype=np.int32)[None].repeat(3, 0)
+        logprobs = np.full(ids.shape, -np.log(k), np.float16)
+        return Signal(np.array([k - 1, k, 0], np.int32), ids, logprobs, np.zeros(3, np.float32))
+
+    back = encodings.decode(encodings.encode(whole(65_535)), slice(None))
+    assert back.answer.tolist() == [65_534, 65_535, 0]
+    with pytest.raises(InputError, match="'topk:65536': at most 65,535"):
+        encodings.encode(whole(65_536))
+
+
 def test_formats_are_read_as_kind_and_number() -> None:
     found = [encodings.parse(text) for text in ("topk:64", "hidden:bf16", "hidden:int8", "hidden:svd128")]
     assert found == [("topk", 64), ("bf16", 0), ("int8", 0), ("svd", 128)]

@@ -17,9 +17,9 @@ import pytest
 from numpy.typing import NDArray
 
 from distill import signals
-from distill.errors import Failure
+from distill.errors import Failure, InputError
 from distill.signals import SignalStore, key, obtain
-from distill.store import shards
+from distill.store import shards, upkeep
 from distill.store.places import place_of
 from distill.store.records import Bases, pack
 from distill.store.soundness import Record
@@ -261,6 +261,31 @@ def test_a_shard_of_another_format_version_is_refused_and_it_is_said_what_to_do(
         SignalStore(tmp_path)
 
 
+def test_what_is_called_a_shard_and_is_none_is_named(tmp_path: Path) -> None:
+    SignalStore(tmp_path).put(records(range(3)))
+    store = SignalStore(tmp_path)
+    (tmp_path / "shard-x").symlink_to(tmp_path / "nowhere")
+    for read in (store.refresh, lambda: SignalStore(tmp_path), lambda: upkeep.stats(store.place)):
+        with pytest.raises(Failure, match=r"shard-x' .* not whole .a link to nothing.: mend or delete the link"):
+            read()
+    assert [damage.path for damage in upkeep.verify(store.place, lambda *_: None)[1]] == [str(tmp_path / "shard-x")]
+    (tmp_path / "shard-x").unlink()
+    (tmp_path / "shard-x.tar").write_bytes(b"a backup")
+    for read in (store.refresh, lambda: SignalStore(tmp_path)):
+        with pytest.raises(Failure, match=r"shard-x.tar' .* not whole .it is no folder.: .* move it elsewhere"):
+            read()
+    assert [damage.path for damage in upkeep.verify(store.place, lambda *_: None)[1]] == [str(tmp_path / "shard-x.tar")]
+    (tmp_path / "shard-x.tar").unlink()
+    store.refresh()
+    assert_holds(store, range(3))
+
+
+def test_a_store_whose_root_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "signals").write_bytes(b"")
+    with pytest.raises(InputError, match="signals' is a file: name a folder"):
+        SignalStore(tmp_path / "signals")
+
+
 def test_a_full_disk_leaves_what_was_stored_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = SignalStore(tmp_path)
     store.put(records([1]))
@@ -292,7 +317,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from dying import die_before_call
 from test_signals import records
-from distill.store import shards
+from distill.store import shards, upkeep
 from distill.signals import SignalStore
 
 root, step = Path(sys.argv[1]), 0
