@@ -67,7 +67,7 @@ def save(
 def load(path: Path) -> Mixture:
     """Read the rows that `save` wrote; in a file of an earlier version all count the same.
 
-    Raises InputError for a file that is missing, damaged or something else.
+    Raises InputError for a file that is missing, damaged or something else, and for rows that cannot be learned from.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -75,9 +75,35 @@ def load(path: Path) -> Mixture:
     try:
         parts = load_file(str(path))
         parts.setdefault("weights", np.ones(len(parts["keys"]), np.float32))
-        return Mixture(**parts)
+        rows = Mixture(**parts)
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise InputError(
             f"mixture {str(path)!r} cannot be read ({type(error).__name__}: {error}): name the file that goes with the "
             "request, or make it again"
         ) from error
+    _check(rows, f"mixture {str(path)!r}")
+    return rows
+
+
+def _check(rows: Mixture, name: str) -> None:
+    """Raise InputError, naming the file, for what `save` would not have written."""
+    remedy = "make the mixture again, or mend what wrote it"
+    offsets, weights, tokens = rows.offsets, rows.weights, rows.tokens
+    expected = {"keys": (len(weights), 32), "offsets": (len(weights) + 1,), "weights": (weights.size,)}
+    got = {part: getattr(rows, part).shape for part in expected}
+    if got != expected or tokens.ndim != 1:
+        raise InputError(
+            f"{name}: rows of another shape, {got}, tokens {tokens.shape}; expected keys (rows, 32), offsets "
+            f"(rows + 1,), weights (rows,) and tokens one after the other: {remedy}"
+        )
+    if not (offsets.dtype.kind == tokens.dtype.kind == "i" and rows.keys.dtype == np.uint8):
+        raise InputError(f"{name}: tokens and offsets are to be signed whole numbers, and keys bytes: {remedy}")
+    if offsets[0] != 0 or offsets[-1] != len(tokens) or (np.diff(offsets) < 0).any():
+        raise InputError(f"{name}: its offsets do not divide its {len(tokens)} tokens into prompts: {remedy}")
+    if (wrong := ~(np.isfinite(weights) & (weights > 0))).any():
+        row = int(wrong.argmax())
+        raise InputError(f"{name}: row {row} has the weight {weights[row]}; weights are finite and above 0: {remedy}")
+    if (tokens < 0).any():
+        at = int((tokens < 0).argmax())
+        row = int(np.searchsorted(offsets, at, side="right")) - 1
+        raise InputError(f"{name}: row {row} has the token id {tokens[at]}; ids are from 0 on: {remedy}")

@@ -30,7 +30,7 @@ class Objective(nn.Module):
     """Runs a pass; returns its part of the loss, and what that is made of.
 
     teacher: needed for signals that are final states, and for a live teacher. Raises InputError for layers that are
-    not there.
+    not there, and for tokens that the student does not have.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Objective(nn.Module):
         """Return (loss, a scalar; its parts as PARTS names them, each with its weight, (len(PARTS),) float64)."""
         student: Any = self.student
         layer, settings = student.get_output_embeddings(), self.settings
+        _check_tokens(batch, len(student.get_input_embeddings().weight), len(layer.weight))
         head = Head(layer.weight, layer.bias, self.output.softcap)
 
         def tensor(values: Any) -> Tensor:
@@ -146,6 +147,20 @@ class Objective(nn.Module):
                 seen.attention, theirs.attention, weights.view(batch.input_ids.shape)
             )
         return hidden, attention
+
+
+def _check_tokens(batch: Batch, read: int, said: int) -> None:
+    """Raise InputError for token ids beyond a vocabulary; on a GPU they would end the process with a bare assertion."""
+    kept = batch.signal.ids if batch.signal is not None and not isinstance(batch.signal, HiddenSignal) else batch.answer
+    for name, ids, vocabulary in (
+        ("prompts and answers have", batch.input_ids, read),
+        ("teacher signals have", kept, said),
+    ):
+        if ids.size and (largest := int(ids.max())) >= vocabulary:
+            raise InputError(
+                f"the mixture's {name} token id {largest}, and the student has {vocabulary} tokens: they were made "
+                "with another tokenizer; make the mixture and its signals again with this student's"
+            )
 
 
 def _inside(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import transformers
+from safetensors.numpy import load_file, save_file
 
 from distill.batches import Batches, collate
 from distill.batching.attention import layout_of
@@ -46,6 +47,32 @@ def test_a_mixture_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert back.prompt(1).tolist() == [8]
     assert (back.keys == keys).all()
     assert back.weights.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": np.array([2, 0], np.float32)}, r"row 1 has the weight 0.0; weights are finite and above 0"),
+        ({"weights": np.array([-1, 3], np.float32)}, r"row 0 has the weight -1.0"),
+        ({"weights": np.array([1, np.nan], np.float32)}, r"row 1 has the weight nan"),
+        ({"weights": np.array([np.inf, 1], np.float32)}, r"row 0 has the weight inf"),
+        ({"weights": np.ones(3, np.float32)}, r"rows of another shape"),
+        ({"keys": np.zeros((2, 31), np.uint8)}, r"rows of another shape"),
+        ({"offsets": np.array([0, 3])}, r"rows of another shape"),
+        ({"tokens": np.array([5, 6, 7, -8], np.int32)}, r"row 1 has the token id -8; ids are from 0 on"),
+        ({"tokens": np.array([5.0, 6.0, 7.0, 8.0])}, r"tokens and offsets are to be signed whole numbers"),
+        ({"offsets": np.array([0, 3, 5])}, r"its offsets do not divide its 4 tokens into prompts"),
+        ({"offsets": np.array([0, 5, 4])}, r"its offsets do not divide its 4 tokens into prompts"),
+    ],
+)
+def test_a_mixture_that_cannot_be_learned_from_is_named_and_what_is_wrong_with_it(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mixture.safetensors"
+    save(path, [np.array([5, 6, 7], np.int32), np.array([8], np.int32)], np.zeros((2, 32), np.uint8))
+    save_file({**load_file(path), **changes}, path)
+    with pytest.raises(InputError, match=rf"mixture '.*mixture.safetensors': {message}"):
+        load(path)
 
 
 def made(folder: Path, prompts: list[list[int]], answers: list[list[int]], weights: list[float]) -> Any:
@@ -97,6 +124,25 @@ def test_padding_is_no_longer_than_the_context_of_a_model_with_learned_positions
         batch = batches._batch(members, (6.0, 70.0))
         assert batch.input_ids.shape[1] <= 75
         assert model(batch)[0].isfinite()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "message"),
+    [
+        ([1, 64], [3], "prompts and answers have token id 64, and the student has 64 tokens"),
+        ([1, 2], [70], "prompts and answers have token id 70, and the student has 64 tokens"),
+        ([1, 2], [63], "teacher signals have token id 64, and the student has 64 tokens"),  # kept beside the answer's
+    ],
+)
+def test_tokens_that_the_student_does_not_have_are_named(
+    prompt: list[int], answer: list[int], message: str, tmp_path: Path
+) -> None:
+    config = transformers.GPT2Config(vocab_size=64, n_positions=75, n_embd=16, n_layer=1, n_head=2)
+    settings = TrainingSettings(device="cpu")
+    model = Objective(transformers.GPT2LMHeadModel(config), settings, "padded")
+    rows = made(tmp_path, [prompt], [answer], [1])
+    with pytest.raises(InputError, match=f"the mixture's {message}.* another tokenizer"):
+        model(collate(*rows, [[0]], pad=0))
 
 
 @pytest.mark.parametrize(("processes", "tokens_per_pass"), [(1, 10_000), (1, 20), (3, 20), (5, 10_000)])
