@@ -7,7 +7,7 @@ from distill import checkpoint
 from flows.settings import NO_WORKSPACE, SQLITE, Settings, SettingsError, database_in
 from tasks.probe import Probing
 from tasks.run import Run
-from tasks.teach import Teaching
+from tasks.teaching import Teaching
 from tasks.watch import Watching
 
 

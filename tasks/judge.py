@@ -21,7 +21,7 @@ from tasks import progress, purchases, teach
 from tasks.learned import ERRORS_FILE
 from tasks.plan import WINDOW_FILE
 from tasks.run import Run, run_stage
-from tasks.teach import Teaching
+from tasks.teaching import Teaching
 
 
 @dataclass(frozen=True)

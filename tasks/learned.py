@@ -19,7 +19,7 @@ from tasks.plan import WINDOW_FILE
 from tasks.run import Run, read_json
 
 if TYPE_CHECKING:
-    from tasks.teach import Teaching
+    from tasks.teaching import Teaching
 
 ERRORS_FILE = "teacher_errors.parquet"  # the rows of a retrain's teacher-error set, without their prompts
 

@@ -22,7 +22,7 @@ from tasks import learned, watch
 from tasks.run import Run
 
 if TYPE_CHECKING:
-    from tasks.teach import Teaching
+    from tasks.teaching import Teaching
 
 ROWS_FILE, MIXTURE_FILE = "rows.parquet", "mixture.safetensors"
 

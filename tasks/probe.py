@@ -27,7 +27,7 @@ from tasks.learned import learned_rows
 from tasks.plan import WINDOW_FILE
 from tasks.profile import agreement_rows, profiled_rows
 from tasks.run import Champion, Run, profile_folder, read_json, run_stage
-from tasks.teach import Teaching
+from tasks.teaching import Teaching, teacher_of
 from tasks.train import step_records
 from tasks.watch import ROWS_FILE
 
@@ -144,7 +144,7 @@ def _cost(
     prompts = pd.concat([learned, *unlabelled, profiled])["prompt"].tolist()
     ids = encode(load_tokenizer(start), prompts, teaching.student.max_prompt_tokens).ids
     store = SignalStore(teaching.signals)
-    _, bought = lacking(store, teach.teacher_of(teaching), ids)
+    _, bought = lacking(store, teacher_of(teaching), ids)
     answer = np.mean([len(store.get(key.tobytes()).answer) for key in obtained.keys])
     tokens = sum(len(ids[at]) for at in bought) + round(len(bought) * float(answer))
     new = int((~learned["replay"]).sum())

@@ -18,7 +18,7 @@ from monitoring.text import load_tokenizer
 from tasks import purchases, teach
 from tasks.plan import rows_of
 from tasks.run import Run, run_stage
-from tasks.teach import Teaching
+from tasks.teaching import Teaching
 from tasks.watch import Watching, answered
 
 

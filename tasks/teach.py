@@ -1,8 +1,8 @@
 """Asking the teacher: signals for the rows to learn from, and answers to held-out rows without a label."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,34 +11,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from distill.checkpoint import resolve
-from distill.errors import InputError
 from distill.mixing import audit
-from distill.settings import AuditSettings, MixtureSettings, StudentSettings, TeacherSettings, TrainingSettings
 from distill.signals import Obtained, SignalStore
-from monitoring.settings import TrafficSettings
-from tasks import mix, progress, purchases, teacher_server
+from tasks import mix, progress, purchases
 from tasks.learned import learned_rows
 from tasks.run import Run, run_stage
-
-if TYPE_CHECKING:
-    from distill.generation import Sampling
-    from distill.teachers.local import LocalTeacher
-    from distill.teachers.sglang import SGLangTeacher
-
-
-@dataclass(frozen=True)
-class Teaching:
-    """The settings that the teacher is asked by, and the store of its signals."""
-
-    student: StudentSettings
-    teacher: TeacherSettings
-    training: TrainingSettings
-    traffic: TrafficSettings
-    signals: str
-    ledger: Path
-    mixture: MixtureSettings = field(default_factory=MixtureSettings)
-    audit: AuditSettings = field(default_factory=AuditSettings)
+from tasks.teaching import Teaching, teacher_of
 
 
 @task(name="teach", cache_policy=NO_CACHE)
@@ -140,30 +118,6 @@ def ask(
     with progress.bar(what, "prompts") as shown:
         obtained = purchases.buy(SignalStore(settings.signals), teacher, encoded.ids, asked, shown)
     return encoded.ids, encoded.truncated, obtained
-
-
-def teacher_of(settings: Teaching, drawn: "Sampling | None" = None) -> "LocalTeacher | SGLangTeacher":
-    """Return the teacher that the settings name; its weights are loaded when it is asked."""
-    from distill.teachers import chosen
-
-    asked, key = settings.teacher, _secret(settings.teacher.api_key_secret)
-    urls = teacher_server.addresses(asked, str(resolve(asked.model, "teacher.model")), key)
-    return chosen.teacher_of(settings.student, asked, drawn, urls=urls, api_key=key)
-
-
-def _secret(name: str) -> str:
-    """Return what a Prefect Secret block holds, nothing without a name; InputError where there is no such block."""
-    if not name:
-        return ""
-    from prefect.blocks.system import Secret
-
-    try:
-        return str(cast("Secret[str]", Secret.load(name)).get())
-    except ValueError as error:
-        raise InputError(
-            f"teacher.api_key_secret {name!r}: Prefect has no such Secret block; make one, or set the key in the "
-            "environment instead"
-        ) from error
 
 
 def answers(prompts: list[str], start: Path, settings: Teaching, asked: Path, what: str) -> tuple[list[str], Obtained]:

@@ -18,7 +18,7 @@ from distill.settings import TrainingSettings
 from distill.training import outcome
 from tasks import progress
 from tasks.run import Run, run_stage
-from tasks.teach import Teaching, teacher_of
+from tasks.teaching import Teaching, teacher_of
 
 
 @task(name="train", cache_policy=NO_CACHE)

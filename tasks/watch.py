@@ -36,7 +36,7 @@ from tasks.plan import WINDOW_FILE, choose_window, current_champion, rows_of
 from tasks.run import Champion, Run, profile_folder, read_json, run_stage
 
 if TYPE_CHECKING:
-    from tasks.teach import Teaching
+    from tasks.teaching import Teaching
 
 ROWS_FILE = "rows.parquet"
 

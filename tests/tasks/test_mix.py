@@ -19,7 +19,7 @@ from monitoring import traffic
 from monitoring.settings import TrafficSettings
 from tasks import judge, learned, mix, teach
 from tasks.run import Champion, Request, Run
-from tasks.teach import Teaching
+from tasks.teaching import Teaching
 
 OLD, NEW = "2025-01-01..2025-01-02", "2025-01-02..2025-01-03"
 WORDS = ["printer", "invoice", "laptop", "mail", "account", "password", "month", "telephone"]

@@ -19,7 +19,7 @@ from monitoring.ledger import Ledger
 from monitoring.settings import JudgingSettings, ProbeSettings, TrafficSettings
 from tasks import probe, purchases, teach
 from tasks.run import Request, Run, run_stage, write_json
-from tasks.teach import Teaching
+from tasks.teaching import Teaching
 
 PROMPTS = ["The printer does not print", "log in", "How do I set up the mail program?", "x", "invoice", "log in", "y"]
 
