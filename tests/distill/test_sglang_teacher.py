@@ -101,7 +101,7 @@ class TestBeforeAnythingIsSent:
     @pytest.mark.parametrize(
         ("options", "prompt", "told"),
         [
-            ({"top_k": 99999}, [5], "top_k = 99999"),
+            ({"top_k": 9999}, [5], "top_k = 9999"),
             ({}, [99999], "belongs to another model"),
             ({}, [-1], "belongs to another model"),
             ({}, [], "have no token"),
