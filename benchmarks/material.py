@@ -38,8 +38,8 @@ def make(folder: Path, lengths: Sequence[int], size: Size) -> None:
     """Write student, teacher and rows of these lengths [tokens] into a folder."""
     for seed, (name, shape) in enumerate({"student": size.student, "teacher": size.teacher}.items()):
         torch.manual_seed(seed)
-        _model(size.vocabulary, *shape).save_pretrained(folder / name)
-        _tokenizer(size.vocabulary).save_pretrained(folder / name)
+        model_of(size.vocabulary, *shape).save_pretrained(folder / name)
+        tokenizer_of(size.vocabulary).save_pretrained(folder / name)
     rng = np.random.default_rng(0)
     prompts = [rng.integers(4, size.vocabulary, PROMPT, dtype=np.int32) for _ in lengths]
     answers = np.asarray(lengths) - PROMPT
@@ -97,7 +97,8 @@ def _likeliest(signal: Any, k: int) -> Signal:
     return Signal(signal.answer, signal.ids[:, :k], signal.logprobs[:, :k], signal.tail + rest)
 
 
-def _model(vocabulary: int, width: int, inner: int, blocks: int) -> Any:
+def model_of(vocabulary: int, width: int, inner: int, blocks: int) -> Any:
+    """Return a Llama with random weights; heads are 64 wide, the output layer is untied."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     heads = max(1, width // 64)
@@ -117,7 +118,8 @@ def _model(vocabulary: int, width: int, inner: int, blocks: int) -> Any:
     return LlamaForCausalLM(config)
 
 
-def _tokenizer(vocabulary: int) -> Any:
+def tokenizer_of(vocabulary: int) -> Any:
+    """Return a tokenizer of words w3, w4, ... after <pad>, <eos> and <unk>."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 

@@ -169,3 +169,14 @@ def test_a_wrong_gradient_of_any_dtype_is_a_complaint_of_the_gpu_benchmark(
 def test_without_a_cuda_device_the_benchmark_says_so_and_succeeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main([]) == 0
     assert "sees no CUDA device: nothing was measured" in capsys.readouterr().out
+
+
+@pytest.mark.sglang
+@pytest.mark.integration
+def test_the_teacher_benchmark_compares_both_ways_on_real_servers(capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import teacher
+
+    teacher.main(["--rows", "8", "--rounds", "1", "--width", "64", "--stored", "100"])
+    told = capsys.readouterr().out
+    for name in ("| top-64 |", "| hidden states, bfloat16 |", "Peak memory of the client", "100 stored rows"):
+        assert name in told

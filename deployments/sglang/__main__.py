@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--max-tokens", type=int, default=0, help="of the cache [tokens]; 0: 8,192 on a CPU, what fits on a GPU")
         add("--tensor-parallel", type=int, default=1, help="GPUs that share a copy [count]; default: %(default)s")
         add("--data-parallel", type=int, default=1, help="copies [count]; default: %(default)s")
-        add("--hidden-states", choices=["bfloat16", "float32"], default=defaults.hidden_states, help="sent as")
+        add("--hidden-states", choices=["bfloat16", "float32", "lists"], default=defaults.hidden_states, help="sent as")
         add("--python", default="", help="interpreter of SGLang's environment; default: that of make sglang-cpu")
         add("--log", type=Path, help="file for what the server says; default: a temporary one")
         add("--timeout", type=float, default=600.0, help="longest time to start [s]; default: %(default)s")

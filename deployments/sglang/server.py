@@ -38,7 +38,7 @@ class Options:
     max_tokens: int = 0  # of the cache of keys and values; 0: 8,192 on a CPU, what there is on a GPU
     tensor_parallel: int = 1
     data_parallel: int = 1
-    hidden_states: Literal["bfloat16", "float32"] = "bfloat16"
+    hidden_states: Literal["bfloat16", "float32", "lists"] = "bfloat16"  # how they are sent; lists are SGLang's own
     api_key: str = field(default="", repr=False)
     extra: Sequence[str] = ()
 
@@ -88,7 +88,9 @@ def device_of(name: str) -> Literal["cpu", "cuda"]:
 
 def environment(options: Options) -> dict[str, str]:
     """Return the variables that the plugins and SGLang read."""
-    plugins: dict[str, str] = {"REDISTILL_HIDDEN_STATES": options.hidden_states}
+    plugins: dict[str, str] = {}
+    if options.hidden_states != "lists":
+        plugins["REDISTILL_HIDDEN_STATES"] = options.hidden_states
     if options.device == "cpu":
         plugins["SGLANG_PLATFORM"] = "redistill_cpu"
     if Path(options.model).is_dir():
