@@ -22,7 +22,7 @@ from distill.settings import Divergence
 __all__ = ["IGNORED", "TILE", "Head", "Hidden", "Losses", "Teacher", "TopK", "losses"]
 
 TILE = 256  # rows whose logits are in memory at once: enough for the matrix product to run at full speed
-_CACHED = 2**18  # elements of a tile that are worked on at once on a CPU, so that they stay in its cache
+_CACHED = 2**18  # elements of a tile that each thread of a CPU works on at once, so that they stay in its cache
 _NEVER = -1e30  # logit of what is as good as impossible
 IGNORED = -100  # the target of a token without cross entropy
 
@@ -174,7 +174,9 @@ def _slices(length: int, size: int) -> Iterator[slice]:
 
 
 def _rows_in_cache(logits: Tensor) -> int:
-    return max(1, _CACHED // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
+    if logits.device.type != "cpu":
+        return len(logits)
+    return max(1, _CACHED * torch.get_num_threads() // logits.shape[-1])
 
 
 def _check_settings(kind: str, beta: float, temperature: float) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from distill.batching.packing import Layout
+from distill.loss.inside import transformer_of
 from distill.settings import TrainingSettings
 
 _ROWS = 5, 7  # tokens of the rows that are tried
@@ -69,7 +70,7 @@ def _difference(student: Any, dtype: torch.dtype) -> str:
 
     def states(**inputs: Tensor) -> Tensor:
         with torch.autocast(student.device.type, dtype, enabled=dtype != torch.float32):
-            hidden: Tensor = student.base_model(**inputs, use_cache=False).last_hidden_state[0]
+            hidden: Tensor = transformer_of(student)(**inputs, use_cache=False).last_hidden_state[0]
         return hidden.float()
 
     training = student.training

@@ -37,7 +37,7 @@ def run(
 
     Attention maps are made by the "eager" implementation alone.
     """
-    seen = model.base_model(
+    seen = transformer_of(model)(
         **inputs, use_cache=False, output_hidden_states=bool(layers), output_attentions=bool(layers) and attention
     )
     final = seen.last_hidden_state if output.scale == 1 else seen.last_hidden_state * output.scale
@@ -45,9 +45,19 @@ def run(
     return Inside(final, hidden, [seen.attentions[at - 1] for at in layers] if attention else [])
 
 
+def transformer_of(model: Any) -> Any:
+    """Return a causal LM without its output layer; InputError where its class does not tell them apart."""
+    if model.base_model is model:
+        raise InputError(
+            f"{type(model).__name__} does not say which part of it is under its output layer, and the loss is made "
+            "from what that part gives: choose another model"
+        )
+    return model.base_model
+
+
 def blocks_of(model: Any) -> nn.ModuleList:
     """Return the transformer's blocks, whatever the architecture calls them: its longest list of modules."""
-    lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
+    lists = [module for module in transformer_of(model).modules() if isinstance(module, nn.ModuleList)]
     if not lists:
         raise InputError(f"{type(model).__name__} has no list of blocks, by which it could be sharded or looked into")
     return max(lists, key=len)
@@ -88,7 +98,7 @@ def output_of(model: Any, what: str = "student") -> Output:
     ids = (torch.arange(8, device=layer.weight.device) * 7 % len(layer.weight))[None]
     training = model.training
     model.eval()
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    hidden = transformer_of(model)(input_ids=ids, use_cache=False).last_hidden_state
     logits = model(input_ids=ids, use_cache=False).logits.double()
     model.train(training)
     if cap:

@@ -102,6 +102,13 @@ def test_logits_that_are_no_product_with_the_head_are_refused() -> None:
         output_of(Odd(transformers.LlamaConfig(**SMALL, **HEADS)))
 
 
+def test_a_model_whose_class_does_not_tell_its_transformer_from_its_head_is_refused_by_name() -> None:
+    experts = {"intermediate_size_mlp": 48, "num_local_experts": 2, "head_dim": 8}
+    model = AutoModelForCausalLM.from_config(transformers.Llama4TextConfig(**SMALL, **HEADS, **experts))
+    with pytest.raises(InputError, match=r"Llama4ForCausalLM does not say.*choose another model"):
+        output_of(model)
+
+
 def test_caps_and_scales_are_found() -> None:
     def output(name: str) -> tuple[float, float | None]:
         torch.manual_seed(0)
