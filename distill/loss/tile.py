@@ -63,14 +63,15 @@ def loss_of_rows(work: Work, logits: list[Tensor], rows: slice) -> Tensor:
     if at is not None:
         sums[1] = -torch.dot(scores.gather(-1, at)[:, 0].double(), weights.double())
     if work.teacher is None:
-        gradient = torch.zeros_like(q)
+        scores.zero_()
     else:
         value, gradient = _against(work, work.teacher, scores, q, logits[-1], rows)
         sums[0] = torch.dot(value.double(), work.divergence_weights[rows].double())
-        gradient.mul_((work.divergence_weights[rows] / work.temperature)[:, None])
+        torch.mul(gradient, (work.divergence_weights[rows] / work.temperature)[:, None], out=scores)
     if at is not None:
-        gradient.addcmul_(q, weights[:, None]).scatter_add_(-1, at, -weights[:, None])
-    scores.copy_(gradient if slope is None else gradient.mul_(slope))
+        scores.addcmul_(q, weights[:, None]).scatter_add_(-1, at, -weights[:, None])
+    if slope is not None:
+        scores.mul_(slope)
     return sums
 
 
