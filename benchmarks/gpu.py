@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,12 @@ from benchmarks.gpu_check import PARTS, Check, checks
 from benchmarks.gpu_steps import Size, stepper
 from benchmarks.losses import CONTENDERS, Loss
 from benchmarks.machine import machine
+from distill.settings import LossKernel
 
 STUDENT, TEACHER, VOCABULARY = 1024, 2560, 152_000  # widths of a 0.6B student and a 4B teacher
 KINDS = "forward_kl", "jensen_shannon"
+KERNELS: list[LossKernel] = ["torch", "triton"] if find_spec("triton") else ["torch"]
+OURS = ["ours", "ours, triton"][: len(KERNELS)]
 DENSE_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}  # bf16, from the vendor's data sheets
 
 
@@ -85,7 +89,7 @@ def losses_alone(tokens: int, peak: float | None) -> list[dict[str, Any]]:
 
     records = []
     for kind in KINDS:
-        for name in ("ours", "ours, top 64", "naive", "compiled", "TRL", "Liger"):
+        for name in (*OURS, "ours, top 64", "naive", "compiled", "TRL", "Liger"):
             teacher = 0 if name == "ours, top 64" else TEACHER
             flops = 2 * tokens * VOCABULARY * (3 * STUDENT + teacher)
             make = partial(lambda name, kind: learned(CONTENDERS[name](kind)), name, kind)
@@ -102,7 +106,7 @@ def whole_steps(peak: float | None) -> list[dict[str, Any]]:
             partial(lambda name, kind: stepper(CONTENDERS[name](kind), size, "cuda", torch.bfloat16), name, kind),
         )
         for kind in KINDS
-        for name in ("ours", "compiled", "TRL")
+        for name in (*OURS, "compiled", "TRL")
     ]  # fmt: skip
 
 
@@ -161,7 +165,7 @@ def main(given: list[str] | None = None) -> int:
         return 0
     torch.backends.cuda.matmul.allow_tf32 = False
     device = torch.cuda.get_device_name()
-    found = checks("cuda")
+    found = checks("cuda", kernels=KERNELS)
     if wrong := complaints(found, {}):
         print("\n".join(wrong), file=sys.stderr)
         return 1

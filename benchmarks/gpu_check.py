@@ -4,6 +4,7 @@ Every divergence, with a teacher's final states and with its top tokens, each wi
 the error relative to the norm is at most 1e-6; in bfloat16 no more than plain torch makes in bfloat16 on that device.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from benchmarks.textbook import divergence_of, outcomes
 from distill.divergence import IGNORED, Head, Hidden, Teacher, TopK, losses
 from distill.loss.formulas import FORMULAS
-from distill.settings import Divergence
+from distill.settings import Divergence, LossKernel
 
 BETA = 0.3
 EXACT = 1e-6  # relative to the norm, in float32
@@ -80,12 +81,13 @@ class Check(NamedTuple):
         return f"{self.divergence}, {self.teacher}, {self.dtype}: {said}"
 
 
-def checks(device: str, size: Size = Size()) -> list[Check]:  # noqa: B008
-    """Return one check for each divergence, kind of teacher and dtype."""
+def checks(device: str, size: Size = Size(), kernels: Sequence[LossKernel] = ("torch",)) -> list[Check]:  # noqa: B008
+    """Return one check for each divergence, kind of teacher, dtype and kernel."""
     return [
-        _check(kind, name, made(size, dtype, name), device, dtype)
+        _check(kind, name, made(size, dtype, name), device, dtype, kernel)
         for dtype in (torch.float32, torch.bfloat16)
         for name in ("hidden", f"top {size.kept}")
+        for kernel in kernels
         for kind in FORMULAS
     ]
 
@@ -108,7 +110,7 @@ def made(size: Size, dtype: torch.dtype, teacher: str) -> Case:
     return Case(hidden, head, given, targets, weights[0], weights[1] / 10)  # or the cross entropy would drown the rest
 
 
-def ours(case: Case, kind: Divergence) -> Found:
+def ours(case: Case, kind: Divergence, kernel: LossKernel = "torch") -> Found:
     """Return what `distill.divergence` works out."""
     hidden, head = case.hidden.detach().requires_grad_(), case.head.detach().requires_grad_()
     found = losses(
@@ -120,6 +122,7 @@ def ours(case: Case, kind: Divergence) -> Found:
         target_weights=case.target_weights,
         kind=kind,
         beta=BETA,
+        kernel=kernel,
     )
     found.total.backward()  # type: ignore[no-untyped-call]
     return _found(found.total, hidden, head)
@@ -142,14 +145,20 @@ def plain(case: Case, kind: Divergence) -> Found:
     return _found(total, hidden, head)
 
 
-def _check(kind: Divergence, teacher: str, case: Case, device: str, dtype: torch.dtype) -> Check:
+def _check(kind: Divergence, teacher: str, case: Case, device: str, dtype: torch.dtype, kernel: LossKernel) -> Check:
     exact = plain(case.at("cpu", torch.float64), kind)
-    errors = _errors(ours(case.at(device, dtype), kind), exact)
+    errors = _errors(ours(case.at(device, dtype), kind, kernel), exact)
     limits = dict.fromkeys(PARTS, EXACT)
     if dtype != torch.float32:
         naive = _errors(plain(case.at(device, dtype), kind), exact)
         limits = {part: SLACK * naive[part] + EXACT for part in PARTS}
-    return Check(kind, teacher, str(dtype).removeprefix("torch."), errors, limits)
+    return Check(
+        kind,
+        teacher if kernel == "torch" else f"{teacher}, {kernel}",
+        str(dtype).removeprefix("torch."),
+        errors,
+        limits,
+    )
 
 
 def _errors(found: Found, exact: Found) -> dict[str, float]:

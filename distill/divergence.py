@@ -8,8 +8,11 @@ any dtype of the model.
 Shapes: N tokens, D width of the student, E of the teacher, V vocabulary, k kept tokens, C rows of a tile.
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,12 +20,15 @@ from torch import Tensor
 from distill.errors import InputError
 from distill.loss.formulas import FORMULAS
 from distill.loss.tile import Head, Hidden, Teacher, TopK, Work, loss_of_rows
-from distill.settings import Divergence
+from distill.settings import Divergence, LossKernel
 
-__all__ = ["IGNORED", "TILE", "Head", "Hidden", "Losses", "Teacher", "TopK", "losses"]
+__all__ = ["IGNORED", "TILE", "Head", "Hidden", "Losses", "Teacher", "TopK", "check_kernel", "losses"]
+
+OfRows: TypeAlias = Callable[[list[Tensor], slice], Tensor]  # logits of some rows, which become the gradient in them
 
 TILE = 256  # rows whose logits are in memory at once: enough for the matrix product to run at full speed
 _CACHED = 2**18  # elements of a tile that each thread of a CPU works on at once, so that they stay in its cache
+_TURNED = 2**19  # elements of a tile that are worked out with the vocabulary in front at once
 _NEVER = -1e30  # logit of what is as good as impossible
 IGNORED = -100  # the target of a token without cross entropy
 
@@ -46,15 +52,18 @@ def losses(
     kind: Divergence = "forward_kl",
     beta: float = 0.5,
     temperature: float = 1.0,
+    kernel: LossKernel = "torch",
 ) -> Losses:
     """Return the weighted sums of divergence and cross entropy over N tokens.
 
     hidden (N, D) with gradient to it, to head.weight and to head.bias; divergence_weights and target_weights (N,), ones
     where not given; targets (N,), IGNORED where a token has none. Without a teacher it is cross entropy alone. The
     temperature divides both logits of the divergence (no factor T^2); cross entropy is at temperature 1. beta is that
-    of `distill.loss.formulas`. Raises InputError for what cannot be computed.
+    of `distill.loss.formulas`. kernel "triton" works on a CUDA device and in float32 logits (distill/loss/kernel.py);
+    what it does not cover is worked out by torch. Raises InputError for what cannot be computed.
     """
     _check_settings(kind, beta, temperature)
+    check_kernel(kernel, hidden.device)
     _check_shapes(hidden, head, teacher, temperature)
     _check_rows(
         len(hidden),
@@ -75,7 +84,25 @@ def losses(
         beta=beta,
         temperature=temperature,
     )
-    return Losses(*_OnePass.apply(hidden, head.weight, head.bias, work, torch.is_grad_enabled()))  # type: ignore[no-untyped-call]
+    of_rows = _of_rows(work, kind, wide, kernel)
+    return Losses(*_OnePass.apply(hidden, head.weight, head.bias, work, of_rows, torch.is_grad_enabled()))  # type: ignore[no-untyped-call]
+
+
+def check_kernel(kernel: LossKernel, device: torch.device) -> None:
+    """Raise InputError where the kernel does not run."""
+    if kernel == "triton" and not find_spec("triton"):
+        raise InputError('training.loss_kernel = "triton", and triton is not installed: pip install triton')
+    if kernel == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise InputError(f'training.loss_kernel = "triton" on {device.type!r}: it needs a CUDA device; use "torch"')
+
+
+def _of_rows(work: Work, kind: Divergence, dtype: torch.dtype, kernel: LossKernel) -> OfRows:
+    if kernel == "triton":
+        from distill.loss import kernel as triton
+
+        if triton.takes(work, kind, dtype):
+            return partial(triton.loss_of_rows, work, kind)
+    return partial(loss_of_rows, work)
 
 
 class _OnePass(torch.autograd.Function):
@@ -83,7 +110,7 @@ class _OnePass(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: Work, learning: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: Work, of_rows: OfRows, learning: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         wanted = [learning and needed for needed in ctx.needs_input_grad[:3]]
         states, wide = hidden.detach(), _wide(hidden.dtype)
@@ -98,9 +125,7 @@ class _OnePass(torch.autograd.Function):
                 for (part, head), buffer in zip(_logits_of(work, states), buffers, strict=True)
             ]
             for at in _slices(len(logits[0]), _rows_in_cache(logits[0])):
-                sums += loss_of_rows(
-                    work, [part[at] for part in logits], slice(rows.start + at.start, rows.start + at.stop)
-                )
+                sums += of_rows([part[at] for part in logits], slice(rows.start + at.start, rows.start + at.stop))
             gradient = logits[0].to(weight.dtype)  # (C, V) in the student's logits
             if of_hidden is not None:
                 torch.mm(gradient, work.head.weight, out=of_hidden[rows])
@@ -126,11 +151,11 @@ class _OnePass(torch.autograd.Function):
         if gradients is None:
             raise RuntimeError("the gradients of this loss have been handed on already: compute the loss again")
         if of_total is None:
-            return None, None, None, None, None
+            return (None,) * 6
         # On a GPU its value is not known here without waiting for the device.
         if of_total.device.type != "cpu" or of_total.item() != 1:
             gradients = tuple(None if part is None else part.mul_(of_total.to(part.dtype)) for part in gradients)
-        return (*gradients, None, None)
+        return (*gradients, None, None, None)
 
 
 def _logits_of(work: Work, states: Tensor | None = None) -> list[tuple[Any, Head]]:
@@ -143,13 +168,17 @@ def _logits_of(work: Work, states: Tensor | None = None) -> list[tuple[Any, Head
 
 def _project(states: Tensor, head: Head, out: Tensor) -> Tensor:
     """Return the uncapped logits of a tile, (C, V), in `out`."""
-    states, weight = states.to(head.weight.dtype), head.weight.detach().T
-    if out.dtype == weight.dtype:
-        torch.mm(states, weight, out=out)
-    elif out.device.type == "cuda":
-        torch.mm(states, weight, out_dtype=out.dtype, out=out)  # no rounding of the logits in between
+    states, weight = states.to(head.weight.dtype), head.weight.detach()
+    if out.device.type == "cpu":
+        # With the vocabulary in front a product of few rows is as fast as of many; in blocks, which take less memory.
+        size = max(1, _TURNED // max(1, len(states)))
+        turned = weight.new_empty(min(size, len(weight)), len(states))
+        for block in _slices(len(weight), size):
+            out[:, block] = torch.mm(weight[block], states.T, out=turned[: block.stop - block.start]).T
+    elif out.dtype == weight.dtype:
+        torch.mm(states, weight.T, out=out)
     else:
-        out.copy_(states @ weight)
+        torch.mm(states, weight.T, out_dtype=out.dtype, out=out)  # no rounding of the logits in between
     # A bias of -inf, of a token that is never said, would make NaN of 0 * inf.
     return out if head.bias is None else out.add_(head.bias.detach().to(out.dtype).clamp(min=_NEVER))
 

@@ -16,6 +16,7 @@ Divergence = Literal[  # distill.loss.formulas has the formulas
     "adaptive_kl",
     "total_variation",
 ]
+LossKernel = Literal["torch", "triton"]
 
 
 class Section(BaseModel):
@@ -222,6 +223,11 @@ class TrainingSettings(Section):
     compile: bool = Field(
         False,
         description="compile the student's blocks (torch.compile): slow at first [true, false]",
+        json_schema_extra=LOCATION,
+    )
+    loss_kernel: LossKernel = Field(
+        "torch",
+        description="what works out the divergence on a CUDA device; triton does where it can [torch, triton]",
         json_schema_extra=LOCATION,
     )
     lora_rank: int = Field(

@@ -29,6 +29,7 @@ from distill.batches import Batches
 from distill.batching.ahead import made_ahead
 from distill.batching.attention import layout_of
 from distill.batching.packing import Layout
+from distill.divergence import check_kernel
 from distill.loss.inside import require_whole_maps
 from distill.loss.objective import Objective
 from distill.models import export, load_model
@@ -86,6 +87,7 @@ def _train(request: TrainRequest) -> None:
     settings, output, rank = request.settings, Path(request.output), dist.get_rank()
     belonging.claim(request)
     device = device_of(settings.device)
+    check_kernel(settings.loss_kernel, device)
     mesh = mesh_of(device, settings.replicas)
     student = load_model(request.start, device=str(device)).float().train()  # master weights and moments in fp32
     teacher = _teacher(request, student, device)

@@ -80,6 +80,7 @@ class Objective(nn.Module):
             kind=settings.divergence,
             beta=settings.divergence_beta,
             temperature=settings.temperature,
+            kernel=settings.loss_kernel,
         )
         prompt = self._prompt(batch, states, head, tensor)
         hidden, attention = self._intermediate(batch, seen, theirs, at, tensor)
