@@ -117,9 +117,9 @@ class SGLangTeacher(OfCheckpoint):
         """Tokens that a text can have; the model's own may be more, which are padding."""
         return min(vocabulary_size(self.tokenizer), int(self._config.vocab_size))
 
-    @property
-    def _wanted(self) -> Wanted:
-        return Wanted(self, self._stops, self._vocabulary, int(self._config.hidden_size), self.job_seconds)
+    def _job(self, servers: Servers, ends: float) -> Job:
+        width = int(self._config.hidden_size)
+        return Job(Wanted(self, self._stops, self._vocabulary, width, self.job_seconds), servers, ends)
 
     def _check(self, prompts: Sequence[_Prompt]) -> None:
         """Raise InputError for what would kill a server, or be cut by it."""
@@ -151,7 +151,7 @@ class SGLangTeacher(OfCheckpoint):
         ends = time.monotonic() + self.job_seconds
         async with Servers(urls, **self._limits) as servers, anyio.create_task_group() as group, receive:
             self.spent = servers.spent
-            job = Job(self._wanted, servers, ends)
+            job = self._job(servers, ends)
             try:
                 await job.meet(max((len(prompt) for prompt in prompts), default=0))
             except (InputError, Failure) as error:

@@ -1,8 +1,8 @@
 """One list of prompts, asked of SGLang servers.
 
-    answer     POST /generate       token ids -> the answer's token ids, the top-k of each as flat base64
-    states     POST /generate       prompt and answer together -> the final states of all their tokens
-    weights    GET /model_info      path and version, asked again after every answer
+    answer     POST /generate       token ids -> the answer's token ids, with the top-k of each as flat base64, or the
+                                    final states that they were predicted from
+    weights    GET /model_info      path and version, asked again after every answer (distill.teachers.sglang_weights)
 
 An answer counts once its server has said, after it, that its weights are still the same ones.
 """
@@ -10,9 +10,10 @@ An answer counts once its server has said, after it, that its weights are still 
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio
 import numpy as np
@@ -22,8 +23,9 @@ from distill.checkpoint import digest
 from distill.errors import Failure, InputError
 from distill.teachers.of_checkpoint import OfCheckpoint
 from distill.teachers.protocol import AnySignal, HiddenSignal
-from distill.teachers.servers import Server, Servers
-from distill.teachers.sglang_replies import Asked, answer_of, states_of, topk_of
+from distill.teachers.servers import Absent, Server, Servers
+from distill.teachers.sglang_replies import Asked, answer_of, answer_states_of, topk_of
+from distill.teachers.sglang_weights import Behind, Weights, weights_of
 
 
 @dataclass(frozen=True)
@@ -37,28 +39,25 @@ class Wanted:
     job_seconds: float
 
 
-class _Weights(NamedTuple):
-    """What a server says that it serves."""
-
-    model_path: str
-    weight_version: str
-
-
 class Job:
     """The asking of one list of prompts."""
 
     def __init__(self, wanted: Wanted, servers: Servers, ends: float) -> None:
-        self.wanted, self.servers, self.ends = wanted, servers, ends
-        self.weights: _Weights | None = None
+        self.wanted, self.teacher, self.servers, self.ends = wanted, wanted.teacher, servers, ends
+        self.weights: Weights | None = None
+        self.behind = Behind(servers)
         self._confirmed = {server.url: 0.0 for server in servers.servers}
         self._confirming = {server.url: anyio.Lock() for server in servers.servers}
 
     async def meet(self, longest: int) -> None:
         """Raise InputError unless the servers that are there serve this checkpoint, and one and the same version."""
-        teacher = self.wanted.teacher
+        teacher = self.teacher
         own = json.loads((teacher.folder / "config.json").read_text("utf-8"))
-        for server, info in await self.servers.each("/model_info"):
-            weights, kind = _weights(info), (info or {}).get("architectures")
+        found = [pair for server in self.servers.servers for pair in await self.behind.models(server)]
+        if not found:
+            raise self.servers.nobody()
+        for server, info in found:
+            weights, kind = weights_of(info), info.get("architectures")
             if kind and own.get("architectures") and kind != own["architectures"]:
                 raise InputError(
                     f"{server.url} serves {weights.model_path!r}, a {kind[0]}, but teacher.model "
@@ -66,20 +65,22 @@ class Job:
                 )
             self._same_files(server, weights)
             self._compare(server, weights)
-        for server, info in await self.servers.each("/server_info"):
-            if (context := (info or {}).get("max_req_input_len")) is not None:
-                fits(longest, teacher.max_new_tokens, int(context), f"what {server.url} takes")
+        for server, _ in found:
+            with suppress(Absent):  # a router whose servers are not reached from here: they refuse what is too long
+                info = await self.servers.get(server, "/server_info")
+                if (context := (info or {}).get("max_req_input_len")) is not None:
+                    fits(longest, teacher.max_new_tokens, int(context), f"what {server.url} takes")
 
-    def _same_files(self, server: Server, weights: _Weights) -> None:
+    def _same_files(self, server: Server, weights: Weights) -> None:
         """Compare digests where the server's checkpoint can be read from here."""
-        teacher, served = self.wanted.teacher, Path(weights.model_path)
+        teacher, served = self.teacher, Path(weights.model_path)
         if served.is_dir() and (found := digest(served)) != teacher.digest:
             raise InputError(
                 f"{server.url} serves {weights.model_path!r} with digest {found[:12]}, but teacher.model "
                 f"{teacher.model!r} has {teacher.digest[:12]}: start the server with that checkpoint"
             )
 
-    def _compare(self, server: Server, weights: _Weights) -> None:
+    def _compare(self, server: Server, weights: Weights) -> None:
         self.weights = self.weights or weights
         if weights != self.weights:
             raise Failure(
@@ -91,56 +92,47 @@ class Job:
         """Return the teacher's answer to a prompt, confirmed by the server that gave it."""
         while True:
             with anyio.move_on_after(self.ends - time.monotonic()):
-                asked, signal = await self._answer(prompt)
-                if all([await self._confirm(server) for server in asked]):
+                server, signal = await self._answer(prompt)
+                if await self._confirm(server):
                     return signal
-                continue  # one went away: nobody knows with which weights it answered
+                continue  # it went away: nobody knows with which weights it answered
             raise Failure(
                 f"teacher.job_seconds = {self.wanted.job_seconds:g} are over; what was answered before is stored: "
                 "ask again for the rest"
             )
 
-    async def _answer(self, prompt: NDArray[np.int32]) -> tuple[list[Server], AnySignal]:
+    async def _answer(self, prompt: NDArray[np.int32]) -> tuple[Server, AnySignal]:
         """Return (who was asked, the signal)."""
-        teacher, drawn = self.wanted.teacher, self.wanted.teacher.drawn
-        body = {
+        teacher, asked = self.teacher, self._asked(len(prompt))
+        server, reply = await self.servers.post("/generate", self._body(prompt))
+        try:
+            answer, logprobs = answer_of(reply, asked)
+            if teacher.top_k:
+                return server, topk_of(reply, answer, asked)
+            states = answer_states_of(reply, answer, asked, self.wanted.width)
+        except Failure as error:
+            raise named(server, error) from error
+        return server, HiddenSignal(answer, states, logprobs.astype(np.float16), teacher.format)
+
+    def _body(self, prompt: NDArray[np.int32]) -> dict[str, Any]:
+        teacher, drawn = self.teacher, self.teacher.drawn
+        return {
             "input_ids": prompt.tolist(),
             "sampling_params": {
                 "temperature": drawn.temperature if drawn else 0.0,
                 **({"sampling_seed": drawn.seed} if drawn else {}),
                 "max_new_tokens": teacher.max_new_tokens,
                 "stop_token_ids": self.wanted.stops,
-                **_PLAIN,
+                **PLAIN,
+                **({} if teacher.top_k else _LAST),
             },
             "return_logprob": True,
-            **({"top_logprobs_num": teacher.top_k, **_FLAT} if teacher.top_k else {}),
+            **({"top_logprobs_num": teacher.top_k, **_FLAT} if teacher.top_k else {"return_hidden_states": True}),
         }
-        server, reply = await self.servers.post("/generate", body)
-        asked = self._asked(len(prompt))
-        try:
-            answer, logprobs = answer_of(reply, asked)
-            if teacher.top_k:
-                return [server], topk_of(reply, answer, asked)
-        except Failure as error:
-            raise _named(server, error) from error
-        whole = np.concatenate([prompt, answer])
-        body = {
-            "input_ids": whole.tolist(),
-            "sampling_params": {"temperature": 0.0, "max_new_tokens": 1, **_PLAIN},
-            "return_hidden_states": True,
-        }
-        other, reply = await self.servers.post("/generate", body)
-        try:
-            states = states_of(reply, self._asked(len(whole)), self.wanted.width)
-        except Failure as error:
-            raise _named(other, error) from error
-        # The state before a token is what predicts it.
-        own = states[len(prompt) - 1 : -1]
-        return [server, other], HiddenSignal(answer, own, logprobs.astype(np.float16), teacher.format)
 
     def _asked(self, tokens: int) -> Asked:
         assert self.weights is not None
-        teacher = self.wanted.teacher
+        teacher = self.teacher
         return Asked(
             prompt_tokens=tokens,
             max_new_tokens=teacher.max_new_tokens,
@@ -157,17 +149,17 @@ class Job:
             if self._confirmed[server.url] >= since:
                 return True
             began = time.monotonic()
-            info = await self.servers.get(server, "/model_info")
-            if info is None:
+            if not (found := await self.behind.models(server)):
                 return False
-            self._compare(server, weights := _weights(info))
-            self._same_files(server, weights)
+            for each, info in found:
+                self._compare(each, weights := weights_of(info))
+                self._same_files(each, weights)
             self._confirmed[server.url] = began
             return True
 
 
 # Nothing of a server's preferred sampling is left to apply.
-_PLAIN = {
+PLAIN = {
     "top_p": 1.0,
     "top_k": -1,
     "min_p": 0.0,
@@ -175,6 +167,8 @@ _PLAIN = {
     "presence_penalty": 0.0,
     "repetition_penalty": 1.0,
 }
+# Of the prompt the last state alone: it predicts the answer's first token (deployments/sglang/plugin).
+_LAST = {"custom_params": {"states_of_prompt": 1}}
 _FLAT = {"return_flat_raw_output_top_logprobs": True, "return_flat_raw_top_logprobs_b64": True}
 
 
@@ -187,11 +181,5 @@ def fits(longest: int, new: int, context: int, whose: str) -> None:
         )
 
 
-def _weights(info: Any) -> _Weights:
-    if not isinstance(info, dict) or "model_path" not in info:
-        raise InputError(f"/model_info said {str(info)[:200]!r}: teacher.urls names something else than SGLang servers")
-    return _Weights(str(info["model_path"]), str(info.get("weight_version")))
-
-
-def _named(server: Server, error: Failure) -> Failure:
+def named(server: Server, error: Failure) -> Failure:
     return Failure(f"{server.url}: {error}; nothing of this reply is stored")
