@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 TOP_K, NEW, LONGEST, SEED = 64, 16, 64, 0
 Prompts = list[NDArray[np.int32]]
+_Way = Callable[[Prompts], int]  # asks, and returns the tokens that came
 
 
 def main(given: list[str] | None = None) -> None:
@@ -50,7 +51,7 @@ def main(given: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = made(Path(folder) / "teacher", arguments.width)
         with serving(Options(str(model))) as hooked, serving(Options(str(model), hidden_states="lists")) as plain:
-            lines = compared(model, hooked, plain.url, arguments.rows, arguments.rounds)
+            lines = compared(model, hooked, plain, arguments.rows, arguments.rounds)
             for line in (*lines, *grown(model, hooked.url, arguments.rows)):
                 print(line, flush=True)
         for line in recognised(Path(folder) / "signals", arguments.stored):
@@ -112,42 +113,55 @@ def naive(url: str, hidden: bool, prompts: Prompts) -> int:
     return tokens
 
 
-def compared(model: Path, hooked: "Served", plain: str, rows: int, rounds: int) -> Iterator[str]:
-    """Yield a table of rows a second, and what the client costs beside the server."""
-    url, server = hooked.url, hooked.process.pid
-    ways: dict[str, tuple[Callable[[Prompts], int], Callable[[Prompts], int]]] = {
-        f"top-{TOP_K}": (lambda p: asked(model, url, f"topk:{TOP_K}", p), lambda p: naive(url, False, p)),
-        "hidden states, bfloat16": (lambda p: asked(model, url, "hidden:bf16", p), lambda p: naive(plain, True, p)),
+def compared(model: Path, hooked: "Served", plain: "Served", rows: int, rounds: int) -> Iterator[str]:
+    """Yield a table of rows a second, and of what client and server compute for a row."""
+    url = hooked.url
+    # For each: our way, the naive one, and the server that it asks.
+    ways: dict[str, tuple[_Way, _Way, Served]] = {
+        f"top-{TOP_K}": (lambda p: asked(model, url, f"topk:{TOP_K}", p), lambda p: naive(url, False, p), hooked),
+        "hidden states, bfloat16": (
+            lambda p: asked(model, url, "hidden:bf16", p),
+            lambda p: naive(plain.url, True, p),
+            plain,
+        ),
     }
     yield (
         f"{rows} prompts of 8 to {LONGEST} tokens a round, {NEW} new tokens each; {rounds} rounds after one that "
-        "is not counted; rows a second of wall clock.\n"
+        "is not counted; medians of rows a second of wall clock and of their ratio. CPU time is that of all rounds, in "
+        "milliseconds a row, and depends less on what else the machine does.\n"
     )
-    yield "| signals | ours | naive | ours / naive | client's CPU / server's |"
-    yield "|---|---|---|---|---|"
-    for name, (ours, other) in ways.items():
-        speeds: list[tuple[float, float]] = []
-        own, served = 0.0, 0.0
+    yield "| signals | ours | naive | ours / naive | client + server CPU, ours | naive | our client / server |"
+    yield "|---|---|---|---|---|---|---|"
+    for name, (ours, other, its) in ways.items():
+        pairs = []
         for number in range(rounds + 1):
-            prompts, few = drawn(rows, number), drawn(max(4, rows // 8), 1000 + number)
-            before = time.process_time(), _cpu(server)
-            fast = _speed(ours, prompts)
-            after = time.process_time(), _cpu(server)
-            slow = _speed(other, few)
-            if number:
-                speeds.append((fast, slow))
-                own, served = own + after[0] - before[0], served + after[1] - before[1]
-        ratio = statistics.median(fast / slow for fast, slow in speeds)
-        fast, slow = (statistics.median(pair[at] for pair in speeds) for at in (0, 1))
-        yield f"| {name} | {fast:.1f} | {slow:.2f} | {ratio:.1f} | {own / served:.1%} |"
+            fast = _measured(ours, hooked, drawn(rows, number))
+            pairs.append((fast, _measured(other, its, drawn(max(4, rows // 8), 1000 + number))))
+        fasts, slows = zip(*pairs[1:], strict=True)
+        ratio = statistics.median(fast.speed / slow.speed for fast, slow in pairs[1:])
+        speeds = [statistics.median(each.speed for each in way) for way in (fasts, slows)]
+        own, served = statistics.mean(each.client for each in fasts), statistics.mean(each.server for each in fasts)
+        cpu = [
+            f"{statistics.mean(each.client for each in way):.1f} + {statistics.mean(each.server for each in way):.1f}"
+            for way in (fasts, slows)
+        ]
+        yield f"| {name} | {speeds[0]:.1f} | {speeds[1]:.2f} | {ratio:.1f} | {cpu[0]} | {cpu[1]} | {own / served:.1%} |"
     yield ""
 
 
-def _speed(ask: Callable[[Prompts], int], prompts: Prompts) -> float:
-    began = time.monotonic()
+class _Measured(NamedTuple):
+    speed: float  # rows a second
+    client: float  # CPU time [ms] a row
+    server: float
+
+
+def _measured(ask: _Way, served: "Served", prompts: Prompts) -> _Measured:
+    cpu, began = (time.process_time(), _cpu(served.process.pid)), time.monotonic()
     if ask(prompts) < len(prompts):
         raise RuntimeError("fewer tokens than prompts came back")
-    return len(prompts) / (time.monotonic() - began)
+    took = time.monotonic() - began
+    own, server = time.process_time() - cpu[0], _cpu(served.process.pid) - cpu[1]
+    return _Measured(len(prompts) / took, 1000 * own / len(prompts), 1000 * server / len(prompts))
 
 
 def _cpu(process: int) -> float:

@@ -57,7 +57,7 @@ def argv(options: Options, port: int) -> list[str]:
     """Return what follows `python -m sglang.launch_server`.
 
     As an offline teacher needs it: a radix cache or a chunked prefill would leave rows of hidden states out without
-    a word, and no grammar is asked for.
+    a word, no grammar is asked for, and a server that has nothing to do leaves the processor to others.
     """
     given: dict[str, object] = {
         "model-path": options.model,
@@ -77,7 +77,8 @@ def argv(options: Options, port: int) -> list[str]:
     if options.data_parallel > 1:
         given["data-parallel-size"] = options.data_parallel
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-    return [*words, "--disable-radix-cache", "--enable-return-hidden-states", "--enable-metrics", *options.extra]
+    switches = "--disable-radix-cache", "--enable-return-hidden-states", "--enable-metrics", "--sleep-on-idle"
+    return [*words, *switches, *options.extra]
 
 
 def device_of(name: str) -> Literal["cpu", "cuda"]:

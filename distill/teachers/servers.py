@@ -15,6 +15,7 @@ from distill.errors import Failure, InputError
 _FIRST_REST, _LONGEST_REST = 0.25, 15.0  # seconds a failing server is left alone: doubled each time, with jitter
 _ATTEMPTS = 5  # a request that so many servers took and did not answer is not sent again
 _CONNECT = 10.0  # seconds
+_KEPT = 3.0  # seconds an unused connection is kept: servers close theirs after 5
 _BUSY = 429
 _KEY = {401, 403}
 
@@ -38,6 +39,10 @@ class Spent:
     waited_seconds: float = 0.0  # of all requests together, until a server was there to be asked
 
 
+class Absent(InputError):
+    """A server does not know the path that it was asked for."""
+
+
 class Servers:
     """Sends requests to whoever is least busy, and again when one is lost; entered in an event loop.
 
@@ -53,11 +58,17 @@ class Servers:
         self._outage, self._limit = outage_seconds, request_seconds
         self._answered = time.monotonic()
         self._last = "no request was sent"
-        self._client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=connections),
-            timeout=httpx.Timeout(request_seconds, connect=_CONNECT),
-        )
+        self._ended = anyio.Event()  # set when a request under way has ended
+        self._options: dict[str, Any] = {
+            "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
+            "timeout": httpx.Timeout(request_seconds, connect=_CONNECT),
+            "limits": httpx.Limits(keepalive_expiry=_KEPT),
+            "verify": httpx.create_ssl_context(),
+        }
+        # One client for each request under way: a client looks through all its connections at every request and every
+        # reply, which for 64 of them took several times the rest of the work.
+        self._unused: list[httpx.AsyncClient] = []
+        self._connections = connections  # that are kept between requests
 
     async def __aenter__(self) -> "Servers":
         return self
@@ -65,7 +76,8 @@ class Servers:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._client.aclose()
+        for client in self._unused:
+            await client.aclose()
 
     async def post(self, path: str, body: dict[str, Any]) -> tuple[Server, Any]:
         """Return (who answered, its JSON)."""
@@ -87,9 +99,11 @@ class Servers:
                     ) from lost
             finally:
                 server.load -= 1
+                self._ended.set()
+                self._ended = anyio.Event()
 
     async def get(self, server: Server, path: str) -> Any:
-        """Return this server's JSON; None where it does not answer now."""
+        """Return this server's JSON; None where it does not answer now. Raises Absent where it knows no such path."""
         try:
             return await self._send(server, "GET", path, None)
         except _Lost:
@@ -99,29 +113,39 @@ class Servers:
         """Return what each server says that answers at once. Raises InputError where none does."""
         said = [(server, await self.get(server, path)) for server in self.servers]
         if not (found := [(server, told) for server, told in said if told is not None]):
-            raise InputError(f"no teacher server answers ({self._last}): start one, or correct teacher.urls")
+            raise self.nobody()
         return found
 
+    def nobody(self) -> InputError:
+        """Return what to raise where no server answers at once."""
+        return InputError(f"no teacher server answers ({self._last}): start one, or correct teacher.urls")
+
     async def _free(self) -> Server:
-        """Return the least busy server that does not rest, once there is one."""
+        """Return the least busy server that does not rest, once there is one.
+
+        One that has failed is asked one thing at a time until it has answered: while it hangs, it holds up one request.
+        """
         began = time.monotonic()
         while True:
             now = time.monotonic()
-            if awake := [server for server in self.servers if server.rests_until <= now]:
+            awake = [server for server in self.servers if server.rests_until <= now]
+            if ready := [server for server in awake if not (server.failures and server.load)]:
                 self.spent.waited_seconds += now - began
-                return min(awake, key=lambda server: server.load)
+                return min(ready, key=lambda server: server.load)
             if now - self._answered > self._outage:
                 raise Failure(
                     f"no teacher server has answered for {self._outage:g} s, last: {self._last}; what was answered "
                     "before is stored: start "
                     f"{', '.join(server.url for server in self.servers)}, then ask again"
                 )
-            await anyio.sleep(min(server.rests_until for server in self.servers) - now)
+            rests = [server.rests_until - now for server in self.servers if server.rests_until > now]
+            with anyio.move_on_after(min([*rests, self._answered + self._outage - now + 0.001])):
+                await self._ended.wait()
 
     async def _send(self, server: Server, method: str, path: str, body: dict[str, Any] | None) -> Any:
         try:
-            response = await self._client.request(method, server.url + path, json=body)
-        except httpx.TransportError as error:
+            response = await self._exchange(method, server.url + path, body)
+        except (httpx.TransportError, TimeoutError) as error:
             unreached = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
             raise self._rest(server, f"{type(error).__name__} {error}".strip(), taken=not unreached) from error
         if response.status_code in _KEY:
@@ -131,6 +155,8 @@ class Servers:
             )
         if response.status_code == _BUSY or response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
             raise self._rest(server, _told(response), taken=response.status_code != _BUSY)
+        if response.status_code == httpx.codes.NOT_FOUND:
+            raise Absent(f"{server.url} has no {path}: teacher.urls names something else than a teacher's servers")
         if response.is_error:
             raise InputError(f"{server.url}{path} refused the request: {_told(response)}")
         try:
@@ -139,6 +165,17 @@ class Servers:
             raise self._rest(server, f"what is no JSON: {_told(response)}", taken=True) from error
         server.failures, server.rests_until, self._answered = 0, 0.0, time.monotonic()
         return told
+
+    async def _exchange(self, method: str, url: str, body: dict[str, Any] | None) -> httpx.Response:
+        client = self._unused.pop() if self._unused else httpx.AsyncClient(**self._options)
+        try:
+            with anyio.fail_after(self._limit):  # httpx's own limit is for each piece of a reply
+                return await client.request(method, url, json=body)
+        finally:
+            if len(self._unused) < self._connections:
+                self._unused.append(client)
+            else:
+                await client.aclose()
 
     def _rest(self, server: Server, reason: str, *, taken: bool) -> "_Lost":
         if server.rests_until <= time.monotonic():  # what was under way when it failed first is no further failure

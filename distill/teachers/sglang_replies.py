@@ -47,15 +47,12 @@ def answer_of(reply: Any, asked: Asked) -> tuple[NDArray[np.int32], NDArray[np.f
     return answer.astype(np.int32), kept
 
 
-def topk_of(reply: Any, answer: NDArray[np.int32], asked: Asked) -> Signal:
-    """Return the likeliest k tokens of each answer token with the mass outside; Failure for what cannot be right."""
-    meta = reply["meta_info"]
-    if "output_top_logprobs_shape" not in meta:
-        raise Failure("expected top log-probabilities in the flat form, got none: SGLang 0.5.23 or newer is needed")
-    shape = tuple(meta["output_top_logprobs_shape"])
-    _require(shape == (len(answer), asked.top_k), f"top log-probabilities {(len(answer), asked.top_k)}", f"{shape}")
-    logprobs = _array(meta, "output_top_logprobs_val_flat_b64", shape).astype(np.float32)
-    ids = _array(meta, "output_top_logprobs_idx_flat_b64", shape)
+def topk_of(reply: Any, answer: NDArray[np.int32], asked: Asked, side: str = "output") -> Signal:
+    """Return the likeliest k tokens of each answer token with the mass outside; Failure for what cannot be right.
+
+    side: "output" for an answer that the server made, "input" for one that was sent.
+    """
+    ids, logprobs = _kept(reply["meta_info"], (len(answer), asked.top_k), side)
     _inside(ids, asked)
     _probable(logprobs)
     _require(bool((np.diff(np.sort(ids, 1), axis=1) > 0).all()), "different tokens", "one of them twice")
@@ -66,24 +63,75 @@ def topk_of(reply: Any, answer: NDArray[np.int32], asked: Asked) -> Signal:
     return Signal(answer, ids, np.maximum(logprobs, _LEAST).astype(np.float16), tail)
 
 
+def _kept(meta: Any, expected: tuple[int, int], side: str) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Return (ids, log-probabilities) of the likeliest tokens."""
+    told = "top log-probabilities"
+    if f"{side}_top_logprobs_shape" in meta:
+        shape = tuple(meta[f"{side}_top_logprobs_shape"])
+        _require(shape == expected, f"{told} {expected}", f"{shape}")
+        logprobs = _array(meta, f"{side}_top_logprobs_val_flat_b64", shape).astype(np.float32)
+        return _array(meta, f"{side}_top_logprobs_idx_flat_b64", shape), logprobs
+    if not isinstance(rows := meta.get(f"{side}_top_logprobs"), list):
+        raise Failure(f"expected {told} in the flat form, got none: SGLang 0.5.23 or newer is needed")
+    # A router passes on what it knows of a request, and the flat form is not among that.
+    rows = rows[1:] if rows and rows[0] is None else rows  # nothing predicts the first token that was sent
+    lengths = {len(row or ()) for row in rows}
+    _require((len(rows), lengths) == (expected[0], {expected[1]}), f"{told} {expected}", f"{len(rows)} of {lengths}")
+    ids = np.array([[entry[1] for entry in row] for row in rows], np.int32)
+    return ids, np.array([[entry[0] for entry in row] for row in rows], np.float32)
+
+
 def states_of(reply: Any, asked: Asked, width: int) -> NDArray[np.float32]:
     """Return the final states of all tokens that were sent, (tokens, D); Failure where the server left some out."""
-    found = _meta(reply, asked).get("hidden_states")
-    if not found:
-        raise Failure("expected hidden states, got none: start the server with --enable-return-hidden-states")
-    first = found[0]  # of the prefill; what follows belongs to tokens made after it
-    if isinstance(first, dict):
-        states = _floats(base64.b64decode(first["b64"]), first["dtype"]).reshape(first["shape"])
-    else:
-        states = np.asarray(first, np.float32)
-    expected = (asked.prompt_tokens, width)
-    if states.shape != expected:
-        raise Failure(
-            f"expected hidden states {expected}, got {states.shape}: the server left rows out; start it with "
-            "--disable-radix-cache --chunked-prefill-size -1"
-        )
+    # What follows the first entry belongs to tokens made after it.
+    states, _ = _entry(_entries(reply, asked)[0])
+    if states.shape != (asked.prompt_tokens, width):
+        raise Failure(_left_out((asked.prompt_tokens, width), states.shape))
     _require(bool(np.isfinite(states).all()), "finite hidden states", "others")
     return states
+
+
+def answer_states_of(reply: Any, answer: NDArray[np.int32], asked: Asked, width: int) -> NDArray[np.float32]:
+    """Return the states that predict the answer's tokens, (T, D); Failure where the server left some out.
+
+    Each entry's last state predicts a token. The first entry is of the prompt, each other of the token before, or of
+    all tokens so far where a server that was short of memory had to start again.
+    """
+    entries = _entries(reply, asked)
+    _require(len(entries) == len(answer), f"hidden states of {len(answer)} steps, one a token", f"{len(entries)}")
+    states = np.empty((len(answer), width), np.float32)
+    for at, entry in enumerate(entries):
+        rows, computed = _entry(entry)
+        if computed != asked.prompt_tokens + at and (at == 0 or computed != 1):
+            raise Failure(_left_out((asked.prompt_tokens + at, width), (computed, *rows.shape[1:])))
+        _require(len(rows) > 0 and rows.shape[1:] == (width,), f"states of width {width}", f"{rows.shape}")
+        states[at] = rows[-1]
+    _require(bool(np.isfinite(states).all()), "finite hidden states", "others")
+    return states
+
+
+def _entries(reply: Any, asked: Asked) -> list[Any]:
+    if not (found := _meta(reply, asked).get("hidden_states")):
+        raise Failure("expected hidden states, got none: start the server with --enable-return-hidden-states")
+    return list(found)
+
+
+def _entry(entry: Any) -> tuple[NDArray[np.float32], int]:
+    """Return (the rows that were sent, how many tokens were computed)."""
+    if isinstance(entry, dict):
+        states, shape = _floats(base64.b64decode(entry["b64"]), entry["dtype"]), tuple(entry["shape"])
+        _require(states.size == np.prod(shape), f"states of {np.prod(shape)} values", f"{states.size}")
+        states = states.reshape(shape)
+        return states, int(entry.get("computed", len(states)))
+    states = np.atleast_2d(np.asarray(entry, np.float32))  # SGLang's own form
+    return states, len(states)
+
+
+def _left_out(expected: tuple[int, ...], got: tuple[int, ...]) -> str:
+    return (
+        f"expected hidden states {expected}, got {got}: the server left rows out; start it with "
+        "--disable-radix-cache --chunked-prefill-size -1"
+    )
 
 
 def _meta(reply: Any, asked: Asked) -> Any:

@@ -1,13 +1,14 @@
 """A mixture small enough to learn from in seconds, and requests to do so."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from deployments.sglang.server import Options, Served, interpreter, serving
 from distill import mixture
 from distill.prompts import encode, load_tokenizer
 from distill.request import TrainRequest
@@ -61,3 +62,19 @@ def request_in(made_up_mixture: Path, tiny_checkpoint: Path) -> RequestMaker:
 def records_of() -> Callable[[Path], list[dict[str, Any]]]:
     """Return records_of(output) -> the record of every step."""
     return lambda output: [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def teacher_checkpoint(tmp_path_factory: pytest.TempPathFactory, checkpoint_maker: Callable[..., Path]) -> Path:
+    """Return a teacher with room for long prompts."""
+    return checkpoint_maker(tmp_path_factory.mktemp("sglang") / "teacher", context=1024)
+
+
+@pytest.fixture(scope="session")
+def teacher_server(teacher_checkpoint: Path) -> Iterator[Served]:
+    """Return a real SGLang server of it that wants a key; tests leave it as it was."""
+    from tests.distill.sglang_servers import KEY
+
+    interpreter()  # an error here is told once, and by its own name
+    with serving(Options(str(teacher_checkpoint), hidden_states="float32", api_key=KEY)) as server:
+        yield server

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from distill.errors import Failure
-from distill.teachers.sglang_replies import Asked, answer_of, states_of, topk_of
+from distill.teachers.sglang_replies import Asked, answer_of, answer_states_of, states_of, topk_of
 
 ASKED = Asked(prompt_tokens=5, max_new_tokens=4, stops=[1], vocabulary=10, top_k=2, weights="default")
 LOGPROBS = np.log(np.array([[0.5, 0.25], [0.9, 0.05], [0.6, 0.4]], np.float32))
@@ -75,6 +75,21 @@ def test_a_reply_that_cannot_be_right_is_refused(changes: dict[str, Any], told: 
         read(reply(**changes))
 
 
+def nested(ids: np.ndarray[Any, Any]) -> list[Any]:
+    return [[[logprob, id, None] for logprob, id in zip(*row, strict=True)] for row in zip(LOGPROBS, ids, strict=True)]
+
+
+def test_nested_lists_as_a_router_has_them_made_are_read_as_well() -> None:
+    plain = reply(output_top_logprobs=nested(IDS))
+    del plain["meta_info"]["output_top_logprobs_shape"]
+    found, wanted = read(plain), read(reply())
+    np.testing.assert_array_equal(found.ids, wanted.ids)
+    np.testing.assert_array_equal(found.logprobs, wanted.logprobs)
+    plain["meta_info"]["output_top_logprobs"][1] = None
+    with pytest.raises(Failure, match=r"top log-probabilities \(3, 2\), got 3 of"):
+        read(plain)
+
+
 def test_a_server_without_the_flat_form_is_told_by_its_version() -> None:
     old = reply()
     del old["meta_info"]["output_top_logprobs_shape"]
@@ -108,3 +123,38 @@ def test_states_of_fewer_tokens_than_were_sent_are_refused_with_the_cure() -> No
         states_of(reply(), ASKED, 3)
     with pytest.raises(Failure, match="finite hidden states"):
         states_of(hidden("float32", STATES * np.float32("nan"), [5, 3]), ASKED, 3)
+
+
+ANSWER = np.array([4, 2, 1], np.int32)
+
+
+def entry(values: np.ndarray[Any, Any], computed: int) -> dict[str, Any]:
+    return {"dtype": "float32", "shape": list(values.shape), "b64": packed(values), "computed": computed}
+
+
+def test_the_states_that_predict_an_answer_are_the_last_of_each_step_in_any_form() -> None:
+    wanted = np.stack([STATES[4], STATES[0], STATES[1]])
+    last_alone = [entry(STATES[4:], 5), entry(STATES[:1], 1), entry(STATES[1:2], 1)]
+    started_again = [entry(STATES[4:], 5), entry(STATES[:1], 1), entry(STATES[1:2], 7)]
+    whole_prompt = [entry(STATES, 5), STATES[0].tolist(), STATES[1].tolist()]
+    for states in (last_alone, started_again, whole_prompt, [STATES.tolist(), *whole_prompt[1:]]):
+        found = answer_states_of(reply(hidden_states=states), ANSWER, ASKED, 3)
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("states", "told"),
+    [
+        ([entry(STATES[4:], 4), entry(STATES[:1], 1), entry(STATES[:1], 1)], r"got \(4, 3\).*--disable-radix-cache"),
+        ([entry(STATES[4:], 5), entry(STATES[:1], 1), entry(STATES[:1], 6)], r"expected hidden states \(7, 3\)"),
+        ([entry(STATES[4:], 5), entry(STATES[:1], 1)], "of 3 steps, one a token, got 2"),
+        ([entry(STATES[4:, :2], 5), *[entry(STATES[:1], 1)] * 2], "states of width 3"),
+        ([entry(STATES[5:], 5), *[entry(STATES[:1], 1)] * 2], "states of width 3"),
+        ([{**entry(STATES[4:], 5), "shape": [2, 3]}, *[entry(STATES[:1], 1)] * 2], "of 6 values, got 3"),
+        ([entry(STATES[4:] * np.float32("nan"), 5), *[entry(STATES[:1], 1)] * 2], "finite hidden states"),
+        ([], "--enable-return-hidden-states"),
+    ],
+)
+def test_states_of_another_number_of_tokens_are_refused(states: list[Any], told: str) -> None:
+    with pytest.raises(Failure, match=told):
+        answer_states_of(reply(hidden_states=states), ANSWER, ASKED, 3)

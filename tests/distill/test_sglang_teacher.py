@@ -1,63 +1,34 @@
 """A teacher on a real SGLang server, on the CPU: what it says, and what becomes of faults that are caused for real."""
 
-import socket
-import struct
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from deployments.sglang import server
-from deployments.sglang.server import Options, Served, interpreter, serving
+from deployments.sglang.server import Options, Served, serving
 from distill.errors import Failure, InputError
 from distill.models import load_model
-from distill.prompts import encode, load_tokenizer
 from distill.signals import SignalStore, obtain
 from distill.teachers.local import LocalTeacher
 from distill.teachers.protocol import HiddenSignal
-from distill.teachers.sglang import SGLangTeacher
+from tests.distill.sglang_servers import KEY, NEW, K, alive, asked, prompts_of, proxy, teacher_at, update
 
 pytestmark = [pytest.mark.sglang, pytest.mark.integration]
-KEY = "open sesame"
-NEW, K = 12, 8
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory, checkpoint_maker: Callable[..., Path]) -> Path:
-    """Return a teacher with room for long prompts."""
-    return checkpoint_maker(tmp_path_factory.mktemp("sglang") / "teacher", context=1024)
+def checkpoint(teacher_checkpoint: Path) -> Path:
+    return teacher_checkpoint
 
 
 @pytest.fixture(scope="module")
-def served(checkpoint: Path) -> Iterator[Served]:
-    interpreter()  # an error here is told once, and by its own name
-    with serving(Options(str(checkpoint), hidden_states="float32", api_key=KEY)) as server:
-        yield server
-
-
-def prompts_of(checkpoint: Path, count: int) -> list[NDArray[np.int32]]:
-    words = ["The printer on the second floor", "I cannot log in since", "Please send me", "How do I set up the mail"]
-    texts = [f"{words[at % 4]} {at} " + "does not print any more " * (at % 5) for at in range(count)]
-    return encode(load_tokenizer(checkpoint), texts, 200).ids
-
-
-def teacher_at(checkpoint: Path, urls: Sequence[str], **options: Any) -> SGLangTeacher:
-    given = {"api_key": KEY, "top_k": K, "max_new_tokens": NEW, "outage_seconds": 20.0, **options}
-    return SGLangTeacher(checkpoint, urls, **given)
-
-
-def asked(teacher: Any, prompts: Sequence[NDArray[np.int32]]) -> dict[int, Any]:
-    found = list(teacher.ask(prompts))
-    assert sorted(row for row, _ in found) == list(range(len(prompts)))
-    return dict(found)
+def served(teacher_server: Served) -> Served:
+    return teacher_server
 
 
 class TestWhatItSays:
@@ -120,6 +91,7 @@ class TestBeforeAnythingIsSent:
         with pytest.raises(InputError, match="another API key") as raised:
             list(teacher_at(checkpoint, [served.url], api_key="wrong").ask(prompts_of(checkpoint, 1)))
         assert "wrong" not in str(raised.value).replace("another", "")
+        assert alive(served)
 
     def test_a_server_of_another_checkpoint_is_not_asked(
         self, served: Served, tmp_path: Path, checkpoint_maker: Callable[..., Path]
@@ -144,76 +116,15 @@ class TestBeforeAnythingIsSent:
         assert not any(KEY in " ".join(each.cmdline()) for each in [parent, *parent.children(recursive=True)])
 
 
-@contextmanager
-def proxy(url: str, breaks: Callable[[int], str]) -> Iterator[str]:
-    """Forward connections to a server; `breaks` says of each by its number: "" or "reset" or "slow"."""
-    host, port = url.removeprefix("http://").split(":")
-    listener = socket.create_server(("127.0.0.1", 0))
-    threads: list[threading.Thread] = []
-
-    def pump(source: socket.socket, sink: socket.socket, fault: str) -> None:
-        try:
-            while data := source.recv(65536):
-                if fault == "reset":  # RST instead of FIN
-                    sink.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                    return
-                sink.sendall(data)
-        except OSError:
-            pass
-        finally:
-            for each in (source, sink):
-                with suppress(OSError):
-                    each.shutdown(socket.SHUT_RDWR)  # wakes the other direction
-                each.close()
-
-    def accept() -> None:
-        number = 0
-        while True:
-            try:
-                client, _ = listener.accept()
-            except OSError:
-                return
-            fault, number = breaks(number), number + 1
-            try:
-                server = socket.create_connection((host, int(port)))
-            except OSError:
-                client.close()
-                continue
-            for source, sink, what in ((client, server, ""), (server, client, fault)):
-                threads.append(threading.Thread(target=pump, args=(source, sink, what), daemon=True))
-                threads[-1].start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        listener.close()
-
-
 class TestFaults:
     def test_connections_that_are_reset_lose_no_row(self, served: Served, checkpoint: Path) -> None:
         prompts = prompts_of(checkpoint, 30)
-        with proxy(served.url, lambda number: "reset" if number % 3 == 1 else "") as url:
-            teacher = teacher_at(checkpoint, [url], concurrency=8)
+        with proxy(served, lambda number: "reset" if number % 3 == 1 else "") as reset:
+            teacher = teacher_at(checkpoint, [reset.url], concurrency=8)
             found = asked(teacher, prompts)
         assert teacher.spent.retries > 0
         whole = asked(teacher_at(checkpoint, [served.url]), prompts)
         assert all(found[row].answer.tolist() == whole[row].answer.tolist() for row in whole)
-
-    def test_of_two_servers_one_that_is_dead_is_left_alone(
-        self, served: Served, checkpoint: Path, free_port: Callable[[], int]
-    ) -> None:
-        prompts = prompts_of(checkpoint, 20)
-        teacher = teacher_at(checkpoint, [f"http://127.0.0.1:{free_port()}", served.url])
-        assert len(asked(teacher, prompts)) == len(prompts)
-
-    def test_a_request_that_no_server_finishes_in_time_ends_the_job_with_what_to_do(
-        self, served: Served, checkpoint: Path
-    ) -> None:
-        teacher = teacher_at(checkpoint, [served.url], request_seconds=0.01)
-        with pytest.raises((Failure, InputError), match=r"request_seconds|no teacher server answers"):
-            list(teacher.ask(prompts_of(checkpoint, 4)))
-        assert len(asked(teacher_at(checkpoint, [served.url]), prompts_of(checkpoint, 1))) == 1
 
     def test_a_job_has_its_limit_of_time(self, served: Served, checkpoint: Path) -> None:
         with pytest.raises(Failure, match="job_seconds"):
@@ -245,39 +156,6 @@ class TestFaults:
         found = obtain(store, teacher, prompts)  # the rest, and nothing twice
         assert (found.reused_rows, found.bought_rows) == (before, len(prompts) - before)
 
-    def test_a_server_that_is_killed_and_started_again_loses_no_row(
-        self, checkpoint: Path, tmp_path: Path, free_port: Callable[[], int]
-    ) -> None:
-        port, prompts, store = free_port(), prompts_of(checkpoint, 120), SignalStore(tmp_path / "signals")
-        options = Options(str(checkpoint), port=port)
-        first, done, failed = serving(options), threading.Event(), list[BaseException]()
-        running = first.__enter__()
-
-        def restart() -> None:  # a server ends with the thread that started it
-            try:
-                running.process.kill()
-                first.__exit__(None, None, None)
-                with serving(options):
-                    done.wait()
-            except BaseException as error:
-                failed.append(error)
-
-        thread = threading.Thread(target=restart)
-
-        def kill(answered: int, whole: int) -> None:
-            if answered == 15:
-                thread.start()
-
-        teacher = teacher_at(checkpoint, [running.url], concurrency=4, outage_seconds=300.0)
-        try:
-            found = obtain(store, teacher, prompts, progress=kill, flush_rows=5)
-            assert (found.bought_rows, len(store)) == (len(prompts), len(prompts))
-            assert teacher.spent.retries > 0
-            assert not failed
-        finally:
-            done.set()
-            thread.join()
-
 
 class TestLaunchedOtherwise:
     def test_states_that_a_radix_cache_swallows_are_missed(
@@ -288,16 +166,7 @@ class TestLaunchedOtherwise:
         with serving(Options(str(checkpoint))) as s:
             prompt = np.arange(10, 200, dtype=np.int32)
             teacher = teacher_at(checkpoint, [s.url], signals_format="hidden:bf16")
+            assert len(list(teacher.ask([prompt]))) == 1  # nothing is in the cache yet
             with pytest.raises(Failure, match=r"left rows out; start it with --disable-radix-cache"):
-                list(teacher.ask([prompt]))  # its answer is asked for first, and is in the cache then
-            assert httpx.get(f"{s.url}/health").is_success
-
-
-def update(served: Served, checkpoint: Path) -> None:
-    response = httpx.post(
-        f"{served.url}/update_weights_from_disk",
-        json={"model_path": str(checkpoint)},
-        headers={"Authorization": f"Bearer {KEY}"},
-        timeout=60,
-    )
-    assert response.is_success, response.text
+                list(teacher.ask([prompt]))
+            assert alive(s)

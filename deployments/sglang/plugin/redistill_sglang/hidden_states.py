@@ -1,6 +1,11 @@
-"""Hidden states of a prompt as base64 of raw little-endian bytes: as nested lists they cost several times the prefill.
+"""Hidden states as base64 of raw little-endian bytes: as nested lists they cost several times the prefill.
 
-{"dtype": "bfloat16" | "float32", "shape": [tokens, width], "b64": "..."}
+One entry for the prompt, one for each token of the answer that was fed back:
+
+    {"dtype": "bfloat16" | "float32", "shape": [rows, width], "b64": "...", "computed": tokens}
+
+computed: tokens that were run for this entry. All of them have a row, but where a request's sampling_params say
+{"custom_params": {"states_of_prompt": N}} only the last N: who learns an answer needs one, and prompts are long.
 """
 
 import os
@@ -8,10 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 VARIABLE = "REDISTILL_HIDDEN_STATES"
-_METHOD = (
-    "sglang.srt.managers.scheduler_components.batch_result_processor."
-    "SchedulerBatchResultProcessor._append_prefill_hidden_states"
-)
+KEPT = "states_of_prompt"
+_PROCESSOR = "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
 
 
 def register() -> None:
@@ -23,10 +26,11 @@ def register() -> None:
         raise ValueError(f"{VARIABLE}={name!r}: use bfloat16 or float32")
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    HookRegistry.register(_METHOD, _around, HookType.AROUND)
+    HookRegistry.register(f"{_PROCESSOR}._append_prefill_hidden_states", _of_prompt, HookType.AROUND)
+    HookRegistry.register(f"{_PROCESSOR}._append_decode_hidden_states", _of_answer, HookType.AROUND)
 
 
-def _around(
+def _of_prompt(
     original: Callable[..., int],
     processor: Any,
     *,
@@ -37,9 +41,6 @@ def _around(
     extend_input_len: int,
     store: bool = True,
 ) -> int:
-    import pybase64
-    import torch
-
     if not (capture_hidden_mode.is_full() and store and req.return_hidden_states is True):
         return original(
             processor,
@@ -50,10 +51,26 @@ def _around(
             extend_input_len=extend_input_len,
             store=store,
         )
-    name, end = os.environ[VARIABLE], hidden_state_offset + extend_input_len
-    states = logits_output.hidden_states[hidden_state_offset:end].detach().to("cpu", getattr(torch, name)).contiguous()
-    raw = states.view(torch.uint8).numpy().tobytes()
-    req.hidden_states.append(
-        {"dtype": name, "shape": list(states.shape), "b64": pybase64.b64encode(raw).decode("ascii")}
-    )
+    end = hidden_state_offset + extend_input_len
+    kept = (req.sampling_params.custom_params or {}).get(KEPT)
+    first = max(hidden_state_offset, end - kept) if isinstance(kept, int) and kept > 0 else hidden_state_offset
+    req.hidden_states.append(_packed(logits_output.hidden_states[first:end], extend_input_len))
     return end
+
+
+def _of_answer(original: Callable[..., None], *, req: Any, hidden_states: Any, start: int, accept_len: int) -> None:
+    if req.return_hidden_states is True:
+        req.hidden_states.extend(_packed(hidden_states[at : at + 1], 1) for at in range(start, start + accept_len))
+    else:
+        original(req=req, hidden_states=hidden_states, start=start, accept_len=accept_len)
+
+
+def _packed(states: Any, computed: int) -> dict[str, Any]:
+    import pybase64
+    import torch
+
+    name = os.environ[VARIABLE]
+    states = states.detach().to("cpu", getattr(torch, name)).contiguous()
+    raw = states.view(torch.uint8).numpy().tobytes()
+    packed = pybase64.b64encode(raw).decode("ascii")
+    return {"dtype": name, "shape": list(states.shape), "b64": packed, "computed": computed}
