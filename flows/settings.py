@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from deployments.connection import masked
 from deployments.settings import PackagingSettings, RegistrySettings
-from distill.disagreement import disagreement
+from distill.disagreement import disagreement, unknown
 from distill.settings import (
     AuditSettings,
     MixtureSettings,
@@ -107,7 +107,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _teacher_gives_what_training_takes(self) -> "Settings":
-        if wrong := disagreement(self.teacher, self.training):
+        if wrong := disagreement(self.teacher, self.training) or unknown(self.teacher, self.mixture, self.audit):
             raise PydanticCustomError("settings_together", "{problem}", {"problem": wrong[0], "keys": wrong[1]})
         return self
 

@@ -37,7 +37,7 @@ def buy(
         _keep(asked, np.unique(np.concatenate([before(), keys]), axis=0))
 
     obtained = obtain(store, teacher, prompts, progress=progress, buying=buying)
-    return counted(store, obtained.keys, before())
+    return counted(store, obtained.keys, before(), obtained.effort)
 
 
 def record(run: Run, stage: str, ledger: Path) -> None:
