@@ -71,6 +71,11 @@ def _answers_alone(teacher: TeacherSettings, training: TrainingSettings) -> tupl
         return f"teacher.backend openai asks a model by its name at an endpoint: set {' and '.join(missing)}", (
             *missing,
         )
+    if teacher.endpoint == "completions" and teacher.limit_name != "max_tokens":
+        return (
+            "/v1/completions knows max_tokens alone: set teacher.limit_name to it, or teacher.endpoint to chat",
+            ("teacher.endpoint", "teacher.limit_name"),
+        )
     wrong = {
         "training.divergence": (training.divergence != "none", "none"),
         "training.live_teacher": (training.live_teacher, "false"),

@@ -117,6 +117,13 @@ class TeacherSettings(Section):
     currency: str = Field(
         "USD", pattern=r"^[A-Z]{3}$", description="of both prices [ISO 4217]", json_schema_extra=LOCATION
     )
+    metrics_file: str = Field(
+        "",
+        pattern=r"^([^:]*\.prom)?$",
+        description="textfile for node_exporter's collector that counts what was asked, NAME.prom, in the workspace "
+        "unless it is absolute; empty: none",
+        json_schema_extra=LOCATION,
+    )
     signals: str = Field(
         "",
         description="store of teacher signals, a folder or fsspec URL; empty: WORKSPACE/signals",

@@ -28,7 +28,7 @@ def report(obtained: Obtained, slices: Mapping[str, Obtained], teacher: TeacherS
             **_parts(obtained, teacher),
             "slices": {name: _parts(part, teacher) for name, part in slices.items() if len(part.keys)},
             "asking": _asking(obtained.effort, teacher),
-            **({"currency": teacher.currency} if _priced(teacher) else {}),
+            **({"currency": teacher.currency} if priced(teacher) else {}),
         },
     }
 
@@ -112,7 +112,7 @@ def _parts(obtained: Obtained, teacher: TeacherSettings) -> dict[str, dict[str, 
 def _counts(part: Obtained, teacher: TeacherSettings) -> dict[str, Any]:
     prompt, answer = int(part.prompt_tokens.sum(dtype=np.int64)), int(part.answer_tokens.sum(dtype=np.int64))
     counts: dict[str, Any] = {"rows": len(part.keys), "prompt_tokens": prompt, "answer_tokens": answer}
-    return counts | ({"money": _money(prompt, answer, teacher)} if _priced(teacher) else {})
+    return counts | ({"money": money(prompt, answer, teacher)} if priced(teacher) else {})
 
 
 def _asking(effort: Effort, teacher: TeacherSettings) -> dict[str, Any]:
@@ -135,8 +135,8 @@ def _asking(effort: Effort, teacher: TeacherSettings) -> dict[str, Any]:
                 "billed_answer_tokens": spent.billed_answer_tokens,
                 "unbilled_replies": spent.unbilled,
             }
-            if _priced(teacher):
-                billed = _money(spent.billed_prompt_tokens, spent.billed_answer_tokens, teacher)
+            if priced(teacher):
+                billed = money(spent.billed_prompt_tokens, spent.billed_answer_tokens, teacher)
                 found["billed_money"] = billed
     return _with_speed(found)
 
@@ -148,11 +148,13 @@ def _with_speed(asking: dict[str, Any]) -> dict[str, Any]:
     return {**asking, "tokens_per_second": round(tokens / asking["seconds"], 1)}
 
 
-def _priced(teacher: TeacherSettings) -> bool:
+def priced(teacher: TeacherSettings) -> bool:
+    """Return whether the settings have a price."""
     return bool(teacher.price_prompt or teacher.price_answer)
 
 
-def _money(prompt_tokens: int, answer_tokens: int, teacher: TeacherSettings) -> float:
+def money(prompt_tokens: int, answer_tokens: int, teacher: TeacherSettings) -> float:
+    """Return what so many tokens cost at the prices of the settings."""
     return round((prompt_tokens * teacher.price_prompt + answer_tokens * teacher.price_answer) / MILLION, 6)
 
 

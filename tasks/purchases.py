@@ -40,6 +40,16 @@ def buy(
     return counted(store, obtained.keys, before(), obtained.effort)
 
 
+def paid(store: SignalStore, asked: Path) -> tuple[int, int, int]:
+    """Return rows, tokens of prompts and tokens of answers that a stage has bought so far; `asked` as in `buy`."""
+    if not asked.is_file():
+        return 0, 0, 0
+    store.refresh()
+    keys: Keys = np.load(asked)
+    prompt_tokens, answer_tokens = store.lengths(keys := keys[store.contains(keys)])
+    return len(keys), int(prompt_tokens.sum()), int(answer_tokens.sum())
+
+
 def record(run: Run, stage: str, ledger: Path) -> None:
     """Write into the ledger what a finished stage has bought, for the budget of the month in which it ended."""
     manifest = read_json(run.stage(stage) / "manifest.json")

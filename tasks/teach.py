@@ -1,5 +1,6 @@
 """Asking the teacher: signals for the rows to learn from, and answers to held-out rows without a label."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,13 @@ from distill.errors import Failure
 from distill.mixing import audit
 from distill.obtained import Obtained, together
 from distill.signals import SignalStore, withheld
-from tasks import costs, mix, progress, purchases
+from tasks import costs, mix, progress, purchases, teacher_metrics
 from tasks.learned import learned_rows
 from tasks.run import Run, run_stage
 from tasks.teaching import Teaching, spoken_to, teacher_of
 
 if TYPE_CHECKING:
+    from distill.teachers.protocol import Teacher
     from distill.teachers.spoken import Spoken
 
 
@@ -121,7 +123,7 @@ def sampled(
         drawn = Sampling(settings.audit.temperature, settings.training.seed + number)
         teacher = teacher_of(settings, drawn, asked.spoken)
         with progress.bar(f"teacher: sample {number + 1} of {settings.audit.samples}", "prompts") as shown:
-            found = purchases.buy(store, teacher, prompts, file, shown)
+            found = bought_of(teacher, prompts, settings, file, shown)
         texts = tokenizer.batch_decode([store.get(k.tobytes()).answer for k in found.keys], skip_special_tokens=True)
         bought.append(found)
         same.append(np.array(texts, str) == told.texts[at])
@@ -143,8 +145,22 @@ def ask(prompts: list[str], start: Path, settings: Teaching, file: Path, what: s
     teacher = teacher_of(settings, spoken=spoken)
     teacher.check(tokenizer, settings.teacher.top_k)
     with progress.bar(what, "prompts") as shown:
-        obtained = purchases.buy(SignalStore(settings.signals), teacher, encoded.ids, file, shown)
+        obtained = bought_of(teacher, encoded.ids, settings, file, shown)
     return Asked(encoded.ids, encoded.truncated, spoken, obtained)
+
+
+def bought_of(
+    teacher: "Teacher",
+    prompts: list[NDArray[np.int32]],
+    settings: Teaching,
+    file: Path,
+    progress: Callable[[int, int], None],
+) -> Obtained:
+    """Return the signals of the prompts, bought where the store lacks them; what it took is among the metrics."""
+    store = SignalStore(settings.signals)
+    with teacher_metrics.counting(settings, teacher, lambda: purchases.paid(store, file)) as ended:
+        ended.append(purchases.buy(store, teacher, prompts, file, progress))
+    return ended[0]
 
 
 def answers(

@@ -30,6 +30,7 @@ class Teaching:
     ledger: Path
     mixture: MixtureSettings = field(default_factory=MixtureSettings)
     audit: AuditSettings = field(default_factory=AuditSettings)
+    metrics: Path | None = None  # textfile that counts what was asked
 
 
 def teacher_of(settings: Teaching, drawn: "Sampling | None" = None, spoken: "Spoken | None" = None) -> "AnyTeacher":

@@ -196,6 +196,7 @@ class _Job:
                 try:
                     found = openai_replies.said(reply, self.teacher.endpoint)
                     self._same_model(found.model)
+                    self._within_limit(found.answer_tokens)
                 except Failure as error:
                     raise Failure(f"{server.url}: {error}; nothing of this reply is stored") from error
                 self._bill(found)
@@ -216,6 +217,14 @@ class _Job:
             "top_p": 1.0,
             **({"seed": drawn.seed} if drawn else {}),
         }
+
+    def _within_limit(self, tokens: int | None) -> None:
+        """The endpoint counts by its own tokenizer, in which the limit is as well."""
+        if tokens is not None and tokens > self.teacher.max_new_tokens:
+            raise Failure(
+                f"expected at most {self.teacher.max_new_tokens} tokens, got {tokens}: the endpoint does not know "
+                f"{self.teacher.limit_name}; set teacher.limit_name to what it calls the longest answer"
+            )
 
     def _same_model(self, model: str) -> None:
         self.model = self.model or model

@@ -80,12 +80,12 @@ class TestWhatIsAsked:
             seen.append(posted)
             return 200, {}, {"model": "m", "choices": [{"text": "billing", "finish_reason": "stop"}]}
 
-        options = {"endpoint": "completions", "drawn": Sampling(0.7, 5), "limit_name": "max_completion_tokens"}
+        options = {"endpoint": "completions", "drawn": Sampling(0.7, 5)}
         teacher, encoded = teacher_at(endpoint(reply), tiny_checkpoint, ["log in"], **options)
         (signal,) = asked(teacher, encoded)
         assert load_tokenizer(tiny_checkpoint).decode(signal.answer, skip_special_tokens=True) == "billing"
         assert seen == [{
-            "path": "/v1/completions", "model": "big", "prompt": "log in", "max_completion_tokens": NEW,
+            "path": "/v1/completions", "model": "big", "prompt": "log in", "max_tokens": NEW,
             "temperature": 0.7, "top_p": 1.0, "seed": 5,
         }]  # fmt: skip
         assert teacher.sampling == "openai:completions:drawn:temperature=0.7:seed=5:max_new_tokens=8"
@@ -186,6 +186,17 @@ class TestWhatComesBack:
         with pytest.raises(Failure, match=told):
             obtain(SignalStore(tmp_path), teacher, encoded.ids)
         assert len(SignalStore(tmp_path)) == 4  # the shortest prompt is the last to be asked
+
+    def test_an_endpoint_that_does_not_keep_to_the_limit_is_told_by_what_name_it_was_sent(
+        self, endpoint: Endpoint, tiny_checkpoint: Path
+    ) -> None:
+        teacher, encoded = teacher_at(endpoint(lambda _: said("b")), tiny_checkpoint, ["x"], max_new_tokens=2)
+        with pytest.raises(Failure, match=r"at most 2 tokens, got 3: the endpoint does not know max_tokens"):
+            asked(teacher, encoded)
+        options = {"max_new_tokens": 3, "limit_name": "max_completion_tokens"}
+        url = endpoint(lambda posted: said("b") if posted["max_completion_tokens"] == 3 else (400, {}, {}))
+        teacher, encoded = teacher_at(url, tiny_checkpoint, ["x"], **options)
+        assert len(asked(teacher, encoded)) == 1
 
     def test_another_model_behind_the_name_ends_the_job(self, endpoint: Endpoint, tiny_checkpoint: Path) -> None:
         def reply(posted: dict[str, Any]) -> Any:
@@ -300,6 +311,8 @@ class TestBeforeAnythingIsPaid:
         right = TrainingSettings(divergence="none")
         plain = teacher.model_copy(update={"signals_format": ""})
         assert disagreement(plain, right) is None
+        old = plain.model_copy(update={"endpoint": "completions", "limit_name": "max_completion_tokens"})
+        assert "knows max_tokens alone" in str(disagreement(old, right))
         nobody = disagreement(TeacherSettings(backend="openai"), right)
         assert nobody is not None
         assert nobody[1] == ("teacher.served_model", "teacher.urls")
