@@ -58,19 +58,16 @@ def unknown(
     }
     if not (found := {key: why for key, (value, why) in wanted.items() if value}):
         return None
-    return f"{_NOTHING_ELSE}, and {', and '.join(found.values())}: set {' and '.join(found)} to 0", tuple(found)
+    told = f"{_NOTHING_ELSE}, and {', and '.join(found.values())}: set {' and '.join(found)} to 0"
+    return told, ("teacher.backend", *found)
 
 
 def _answers_alone(teacher: TeacherSettings, training: TrainingSettings) -> tuple[str, tuple[str, ...]] | None:
     """Return all at once what cannot be had of a teacher that gives answers alone."""
-    if missing := [
-        key
-        for key, value in (("teacher.served_model", teacher.served_model), ("teacher.urls", teacher.urls))
-        if not value
-    ]:
-        return f"teacher.backend openai asks a model by its name at an endpoint: set {' and '.join(missing)}", (
-            *missing,
-        )
+    named = {"teacher.served_model": teacher.served_model, "teacher.urls": teacher.urls}
+    if missing := [key for key, value in named.items() if not value]:
+        told = f"teacher.backend openai asks a model by its name at an endpoint: set {' and '.join(missing)}"
+        return told, ("teacher.backend", *missing)
     if teacher.endpoint == "completions" and teacher.limit_name != "max_tokens":
         return (
             "/v1/completions knows max_tokens alone: set teacher.limit_name to it, or teacher.endpoint to chat",
@@ -89,6 +86,5 @@ def _answers_alone(teacher: TeacherSettings, training: TrainingSettings) -> tupl
         return None
     remedies = ", ".join(f"{key} to {value}" for key, value in found.items())
     weight = "; training.cross_entropy_weight = 1 lets the answers count" if "training.divergence" in found else ""
-    return f"{_NOTHING_ELSE}, so that cross entropy on them is all that can be learned: set {remedies}{weight}", (
-        *found,
-    )
+    told = f"{_NOTHING_ELSE}, so that cross entropy on them is all that can be learned: set {remedies}{weight}"
+    return told, ("teacher.backend", *found)

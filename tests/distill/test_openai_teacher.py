@@ -300,11 +300,12 @@ class TestBeforeAnythingIsPaid:
         training = TrainingSettings(hidden_weight=1.0, attention_weight=1.0, live_teacher=True, temperature=2.0)
         wrong = disagreement(teacher, training)
         assert wrong is not None
-        expected = {
-            "training.divergence", "training.live_teacher", "training.hidden_weight", "training.attention_weight",
-            "training.temperature", "teacher.signals_format",
-        }  # fmt: skip
-        assert set(wrong[1]) == expected
+        expected = {"divergence", "live_teacher", "hidden_weight", "attention_weight", "temperature"}
+        assert set(wrong[1]) == {
+            "teacher.backend",
+            "teacher.signals_format",
+            *(f"training.{name}" for name in expected),
+        }
         assert "says nothing of how likely they are" in wrong[0]
         assert "training.divergence to none" in wrong[0]
         assert "training.cross_entropy_weight = 1" in wrong[0]
@@ -315,13 +316,13 @@ class TestBeforeAnythingIsPaid:
         assert "knows max_tokens alone" in str(disagreement(old, right))
         nobody = disagreement(TeacherSettings(backend="openai"), right)
         assert nobody is not None
-        assert nobody[1] == ("teacher.served_model", "teacher.urls")
+        assert nobody[1] == ("teacher.backend", "teacher.served_model", "teacher.urls")
 
     def test_mixture_and_audit_are_told_that_certainty_is_not_known(self) -> None:
         teacher = TeacherSettings(backend="openai", served_model="big", urls=("http://x",))
         wrong = unknown(teacher, MixtureSettings(), AuditSettings(min_logprob=-1.0))
         assert wrong is not None
-        assert wrong[1] == ("mixture.error_share", "audit.min_logprob")
+        assert wrong[1] == ("teacher.backend", "mixture.error_share", "audit.min_logprob")
         assert "to 0" in wrong[0]
         assert unknown(teacher, MixtureSettings(error_share=0), AuditSettings(samples=3)) is None
         assert unknown(TeacherSettings(), MixtureSettings(), AuditSettings(min_logprob=-1.0)) is None
