@@ -116,7 +116,13 @@ class Servers:
                 self.spent.waited_seconds += now - began
                 return min(awake, key=lambda server: server.load)
             soonest = min(server.rests_until for server in self.servers)
-            if now - self._answered > self._outage or soonest - now > max(self._outage, _LONGEST_REST):
+            if (longer := soonest - now) > max(self._outage, _LONGEST_REST):
+                raise Failure(
+                    f"the teacher's servers want to be left alone for another {longer:.0f} s, and teacher."
+                    f"outage_seconds is {self._outage:g}, last: {self._last}; what was answered before is stored: ask "
+                    "again then"
+                )
+            if now - self._answered > self._outage:
                 raise Failure(
                     f"no teacher server has answered for {self._outage:g} s, last: {self._last}; what was answered "
                     "before is stored: start "
