@@ -123,7 +123,7 @@ def sampled(
         drawn = Sampling(settings.audit.temperature, settings.training.seed + number)
         teacher = teacher_of(settings, drawn, asked.spoken)
         with progress.bar(f"teacher: sample {number + 1} of {settings.audit.samples}", "prompts") as shown:
-            found = bought_of(teacher, prompts, settings, file, shown)
+            found = bought_of(store, teacher, prompts, settings, file, shown)
         texts = tokenizer.batch_decode([store.get(k.tobytes()).answer for k in found.keys], skip_special_tokens=True)
         bought.append(found)
         same.append(np.array(texts, str) == told.texts[at])
@@ -145,11 +145,12 @@ def ask(prompts: list[str], start: Path, settings: Teaching, file: Path, what: s
     teacher = teacher_of(settings, spoken=spoken)
     teacher.check(tokenizer, settings.teacher.top_k)
     with progress.bar(what, "prompts") as shown:
-        obtained = bought_of(teacher, encoded.ids, settings, file, shown)
+        obtained = bought_of(SignalStore(settings.signals), teacher, encoded.ids, settings, file, shown)
     return Asked(encoded.ids, encoded.truncated, spoken, obtained)
 
 
 def bought_of(
+    store: SignalStore,
     teacher: "Teacher",
     prompts: list[NDArray[np.int32]],
     settings: Teaching,
@@ -157,7 +158,6 @@ def bought_of(
     progress: Callable[[int, int], None],
 ) -> Obtained:
     """Return the signals of the prompts, bought where the store lacks them; what it took is among the metrics."""
-    store = SignalStore(settings.signals)
     with teacher_metrics.counting(settings, teacher, lambda: purchases.paid(store, file)) as ended:
         ended.append(purchases.buy(store, teacher, prompts, file, progress))
     return ended[0]
