@@ -1,6 +1,8 @@
 """What settings of teacher and training ask of each other and cannot have."""
 
-from distill.settings import TeacherSettings, TrainingSettings
+from distill.settings import AuditSettings, MixtureSettings, TeacherSettings, TrainingSettings
+
+_NOTHING_ELSE = "teacher.backend openai gives answers and says nothing of how likely they are"
 
 
 def disagreement(teacher: TeacherSettings, training: TrainingSettings) -> tuple[str, tuple[str, ...]] | None:
@@ -15,6 +17,8 @@ def disagreement(teacher: TeacherSettings, training: TrainingSettings) -> tuple[
             f"set training.replicas to a divisor of {all_processes}",
             ("training.replicas", "training.processes", "training.nodes"),
         )
+    if teacher.backend == "openai":
+        return _answers_alone(teacher, training)
     if training.live_teacher:
         return None
     if training.attention_weight:
@@ -40,3 +44,47 @@ def disagreement(teacher: TeacherSettings, training: TrainingSettings) -> tuple[
             ("training.temperature", "training.live_teacher", "teacher.signals_format"),
         )
     return None
+
+
+def unknown(
+    teacher: TeacherSettings, mixture: MixtureSettings, audit: AuditSettings
+) -> tuple[str, tuple[str, ...]] | None:
+    """Return what mixture and audit would have to know of the teacher's certainty and will not, as `disagreement`."""
+    if teacher.backend != "openai":
+        return None
+    wanted = {
+        "mixture.error_share": (mixture.error_share, "the teacher-error set takes answers that the teacher is sure of"),
+        "audit.min_logprob": (audit.min_logprob, "the audit would leave out answers that it is unsure of"),
+    }
+    if not (found := {key: why for key, (value, why) in wanted.items() if value}):
+        return None
+    told = f"{_NOTHING_ELSE}, and {', and '.join(found.values())}: set {' and '.join(found)} to 0"
+    return told, ("teacher.backend", *found)
+
+
+def _answers_alone(teacher: TeacherSettings, training: TrainingSettings) -> tuple[str, tuple[str, ...]] | None:
+    """Return all at once what cannot be had of a teacher that gives answers alone."""
+    named = {"teacher.served_model": teacher.served_model, "teacher.urls": teacher.urls}
+    if missing := [key for key, value in named.items() if not value]:
+        told = f"teacher.backend openai asks a model by its name at an endpoint: set {' and '.join(missing)}"
+        return told, ("teacher.backend", *missing)
+    if teacher.endpoint == "completions" and teacher.limit_name != "max_tokens":
+        return (
+            "/v1/completions knows max_tokens alone: set teacher.limit_name to it, or teacher.endpoint to chat",
+            ("teacher.endpoint", "teacher.limit_name"),
+        )
+    wrong = {
+        "training.divergence": (training.divergence != "none", "none"),
+        "training.live_teacher": (training.live_teacher, "false"),
+        "training.hidden_weight": (bool(training.hidden_weight), "0"),
+        "training.attention_weight": (bool(training.attention_weight), "0"),
+        "training.temperature": (training.temperature != 1, "1"),
+        "teacher.signals_format": (bool(teacher.signals_format), "empty"),
+        "teacher.serve": (teacher.serve, "false"),
+    }
+    if not (found := {key: value for key, (is_wrong, value) in wrong.items() if is_wrong}):
+        return None
+    remedies = ", ".join(f"{key} to {value}" for key, value in found.items())
+    weight = "; training.cross_entropy_weight = 1 lets the answers count" if "training.divergence" in found else ""
+    told = f"{_NOTHING_ELSE}, so that cross entropy on them is all that can be learned: set {remedies}{weight}"
+    return told, ("teacher.backend", *found)

@@ -3,12 +3,21 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from distill import mixture
 from distill.disagreement import disagreement
-from distill.errors import InputError
+from distill.errors import Failure, InputError
 from distill.request import TrainRequest
 from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from distill.signals import Keys, SignalStore
+    from distill.teachers.chosen import AnyTeacher
 
 
 def prepare(
@@ -25,22 +34,25 @@ def prepare(
     `output` gets mixture.safetensors, signals/ (unless teacher.signals names another store) and request.json; each
     prompt is a row of it, and what is cut or bought is told to `on_line`. Raises InputError before the teacher is
     loaded when there is nothing to learn, a checkpoint is missing, the tokenizers differ, the settings contradict each
-    other or `output` cannot be written, and after it was asked when `output` has another training.
+    other or `output` cannot be written, and after it was asked when `output` has another training; Failure when it
+    withheld all of its answers. What an endpoint withheld is no row, and is told.
     """
     from distill.checkpoint import resolve
     from distill.prompts import encode, load_tokenizer
     from distill.signals import SignalStore, obtain
     from distill.teachers.chosen import teacher_of
+    from distill.teachers.spoken import spoken
     from distill.training import belonging, places
 
     training, folder = training or TrainingSettings(), Path(output).expanduser().absolute()
     _check(prompts, teacher, training)
     start = resolve(student.base, "student.base").absolute()
-    asked = teacher_of(student, teacher)
     tokenizer = load_tokenizer(start)
+    encoded = encode(tokenizer, prompts, student.max_prompt_tokens)
+    texts = spoken(tokenizer, prompts, encoded) if teacher.backend == "openai" else None
+    asked = teacher_of(student, teacher, spoken=texts)
     asked.check(tokenizer, teacher.top_k)
     places.writable(folder)
-    encoded = encode(tokenizer, prompts, student.max_prompt_tokens)
     _fits(start, max(map(len, encoded.ids)) + student.max_new_tokens)
     if encoded.truncated:
         on_line(
@@ -48,12 +60,13 @@ def prepare(
             f"{student.max_prompt_tokens}: they lost the beginning of their text"
         )
     signals = _place(teacher.signals, folder / "signals")
-    found = obtain(SignalStore(signals), asked, encoded.ids, progress=_tenths(on_line))
+    store = SignalStore(signals)
+    found = obtain(store, asked, encoded.ids, progress=_tenths(on_line))
     on_line(
         f"teacher: {len(prompts)} prompts, {found.bought_rows} asked and {found.reused_rows} found again "
         f"({found.bought_tokens} and {found.reused_tokens} tokens)"
     )
-    beside = training.live_teacher or asked.kind != "topk"
+    learned = _answered(store, found.keys, on_line)
     request = TrainRequest(
         start=str(start),
         mixture=str(folder / "mixture.safetensors"),
@@ -62,15 +75,37 @@ def prepare(
         epochs=training.epochs,
         learning_rate=training.learning_rate,
         settings=training,
-        teacher=str(asked.folder.absolute()) if beside else "",
-        teacher_sha256=asked.digest if beside else "",
+        **_beside(asked, training),
     )
     partial = folder / "mixture.safetensors.partial"
-    mixture.save(partial, encoded.ids, found.keys)
+    mixture.save(partial, [encoded.ids[at] for at in learned], found.keys[learned])
     belonging.check(request, partial)  # else the request of a finished training would be written over
     os.replace(partial, request.mixture)
     request.save(folder / "request.json")
     return request
+
+
+def _beside(asked: "AnyTeacher", training: TrainingSettings) -> dict[str, str]:
+    """Return what a request has to say of the teacher, whose weights most trainings do without."""
+    from distill.teachers.openai import OpenAITeacher
+
+    if isinstance(asked, OpenAITeacher) or not (training.live_teacher or asked.kind != "topk"):
+        return {}
+    return {"teacher": str(asked.folder.absolute()), "teacher_sha256": asked.digest}
+
+
+def _answered(store: "SignalStore", keys: "Keys", on_line: Callable[[str], None]) -> "NDArray[np.int64]":
+    """Return the rows that the teacher answered, which are all but for some that an endpoint withheld."""
+    from distill.signals import withheld
+
+    missing = withheld(store, keys)
+    if missing.all():
+        raise Failure(f"the teacher withheld its answers to all {len(keys)} prompts: there is nothing to learn")
+    if missing.any():
+        on_line(
+            f"teacher: {missing.sum()} of {len(keys)} answers were filtered, refused or empty: they are not learned"
+        )
+    return np.flatnonzero(~missing)
 
 
 def _check(prompts: Sequence[str], teacher: TeacherSettings, training: TrainingSettings) -> None:

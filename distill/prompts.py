@@ -47,7 +47,7 @@ def load_tokenizer(checkpoint: str | Path) -> Tokenizer:
         raise InputError(f"tokenizer of {str(checkpoint)!r} is no fast one: convert it to a tokenizer.json")
     ensure_chat_template(tokenizer)
     try:
-        _frame(tokenizer)
+        frame(tokenizer)
     except TemplateError as error:
         raise InputError(
             f"the chat template of {str(checkpoint)!r} cannot be used ({error}): export the tokenizer again"
@@ -74,7 +74,7 @@ def encode(tokenizer: Tokenizer, prompts: Sequence[str], max_tokens: int) -> Enc
     """
     if not prompts:
         return Encoded([], 0)
-    head, tail = _frame(tokenizer)
+    head, tail = frame(tokenizer)
     if head + tail >= max_tokens:
         raise InputError(
             f"max_prompt_tokens = {max_tokens} leaves no room for a prompt: the chat template of "
@@ -99,7 +99,7 @@ def _tokens(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[NDArray[np.int
     return [np.asarray(row, np.int32) for row in rows]
 
 
-def _frame(tokenizer: Tokenizer) -> tuple[int, int]:
+def frame(tokenizer: Tokenizer) -> tuple[int, int]:
     """Return how many tokens the template puts before and after the text: what two texts have in common."""
     one, other = (row.tolist() for row in _tokens(tokenizer, ["0", "x"]))
     return _common(one, other), _common(one[::-1], other[::-1])

@@ -51,15 +51,33 @@ class TeacherSettings(Section):
         description="what is kept of the teacher: topk:K, or its final states as hidden:bf16, hidden:int8 or "
         "hidden:svdR (R directions); empty: topk:`teacher.top_k`",
     )
-    backend: Literal["local", "sglang"] = Field(
-        "local", description="who runs the teacher: this process, or SGLang servers [local, sglang]"
+    backend: Literal["local", "sglang", "openai"] = Field(
+        "local",
+        description="who runs the teacher: this process, SGLang servers, or any endpoint that speaks OpenAI's protocol "
+        "and gives answers alone [local, sglang, openai]",
+    )
+    served_model: str = Field("", description="openai: the teacher's name at the endpoint [name]")
+    revision: str = Field(
+        "",
+        description="openai: what you call the weights behind that name; another one is another teacher, asked anew "
+        "[text]",
+    )
+    endpoint: Literal["chat", "completions"] = Field(
+        "chat",
+        description="openai: /v1/chat/completions, where the endpoint's own template is put around a prompt, or "
+        "/v1/completions, where nothing is [chat, completions]",
+    )
+    limit_name: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens",
+        description="openai: what the endpoint calls the longest answer [max_tokens, max_completion_tokens]",
+        json_schema_extra=LOCATION,
     )
     batch_size: int = Field(64, ge=1, description="local: prompts asked at once [rows]")
     device: Device = Field("auto", description="where a local teacher and scoring run [auto, cpu, cuda]")
     urls: tuple[str, ...] = Field(
         (),
-        description="sglang: servers that all serve `teacher.model`, or their router, in a list or between commas "
-        "[http://HOST:PORT]",
+        description="sglang: servers that all serve `teacher.model`, or their router; openai: endpoints of "
+        "`teacher.served_model`, without /v1; in a list or between commas [http://HOST:PORT]",
         json_schema_extra=LOCATION,
     )
     serve: bool = Field(
@@ -69,25 +87,42 @@ class TeacherSettings(Section):
     )
     api_key_secret: str = Field(
         "",
-        description="sglang: Prefect Secret block with the servers' API key; empty: REDISTILL_TEACHER_API_KEY [name]",
+        description="sglang, openai: Prefect Secret block with the servers' API key; empty: REDISTILL_TEACHER_API_KEY "
+        "[name]",
         json_schema_extra=LOCATION,
     )
     concurrency: int = Field(
-        64, ge=1, description="sglang: requests under way at once [count]", json_schema_extra=LOCATION
+        64, ge=1, description="sglang, openai: requests under way at once [count]", json_schema_extra=LOCATION
     )
     request_seconds: float = Field(
-        300.0, gt=0, description="sglang: longest time for one request [s]", json_schema_extra=LOCATION
+        300.0, gt=0, description="sglang, openai: longest time for one request [s]", json_schema_extra=LOCATION
     )
     outage_seconds: float = Field(
         300.0,
         gt=0,
-        description="sglang: so long all servers may be away before asking fails [s]",
+        description="sglang, openai: so long all servers may be away before asking fails [s]",
         json_schema_extra=LOCATION,
     )
     job_seconds: float = Field(
         0.0,
         ge=0,
-        description="sglang: longest time for all requests of a stage; 0: no limit [s]",
+        description="sglang, openai: longest time for all requests of a stage; 0: no limit [s]",
+        json_schema_extra=LOCATION,
+    )
+    price_prompt: float = Field(
+        0.0, ge=0, description="what a million tokens of prompts cost [currency]", json_schema_extra=LOCATION
+    )
+    price_answer: float = Field(
+        0.0, ge=0, description="what a million tokens of answers cost [currency]", json_schema_extra=LOCATION
+    )
+    currency: str = Field(
+        "USD", pattern=r"^[A-Z]{3}$", description="of both prices [ISO 4217]", json_schema_extra=LOCATION
+    )
+    metrics_file: str = Field(
+        "",
+        pattern=r"^([^:]*\.prom)?$",
+        description="textfile for node_exporter's collector that counts what was asked, NAME.prom, in the workspace "
+        "unless it is absolute; empty: none",
         json_schema_extra=LOCATION,
     )
     signals: str = Field(
@@ -127,10 +162,10 @@ class TrainingSettings(Section):
     replay_share: float = Field(
         1 / 3, ge=0, lt=1, description="share of the mixture drawn from earlier windows [share]"
     )
-    divergence: Divergence = Field(
+    divergence: Divergence | Literal["none"] = Field(
         "forward_kl",
-        description="of the student from the teacher [forward_kl, reverse_kl, jensen_shannon, skewed_forward_kl, "
-        "skewed_reverse_kl, adaptive_kl, total_variation]",
+        description="of the student from the teacher; none: cross entropy on its answers alone [forward_kl, "
+        "reverse_kl, jensen_shannon, skewed_forward_kl, skewed_reverse_kl, adaptive_kl, total_variation, none]",
     )
     divergence_beta: float = Field(
         0.5, ge=0, lt=1, description="jensen_shannon's weight of the teacher, or how far the skewed ones mix [share]"
@@ -254,6 +289,11 @@ class TrainingSettings(Section):
     def _every_setting_has_an_effect(self) -> "TrainingSettings":
         if self.divergence == "jensen_shannon" and not self.divergence_beta:
             raise ValueError("jensen_shannon with divergence_beta = 0 is 0 always: choose one between 0 and 1")
+        if self.divergence == "none" and not self.cross_entropy_weight:
+            raise ValueError(
+                "without a divergence the teacher's answers are learned by cross entropy alone: set "
+                "cross_entropy_weight above 0, as to 1"
+            )
         if self.patience and not self.validation_share:
             raise ValueError(
                 f"patience = {self.patience} waits for validations, and validation_share = 0 makes none: set it above 0"

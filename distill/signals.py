@@ -13,7 +13,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from threading import RLock
 from typing import Any, TypeAlias, TypeVar
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import Failure
+from distill.obtained import Obtained as Obtained
 from distill.store import encodings, shards
 from distill.store.claims import claimed
 from distill.store.encodings import Encoded
@@ -29,7 +30,8 @@ from distill.store.places import place_of
 from distill.store.records import Bases, pack
 from distill.store.shards import Damaged, Shard
 from distill.store.soundness import Record, check
-from distill.teachers.protocol import AnySignal, Teacher
+from distill.teachers.protocol import FILTERED, AnswerSignal, AnySignal, Teacher
+from distill.teachers.spent import Effort, Remote
 
 Keys: TypeAlias = NDArray[np.uint8]  # (N, 32)
 Found = TypeVar("Found")
@@ -99,9 +101,13 @@ class SignalStore:
 
     def tokens(self, keys: Keys) -> NDArray[np.int64]:
         """Return the tokens of prompt and answer together for each key, (N,); Failure for a missing one."""
+        prompt_tokens, answer_tokens = self.lengths(keys)
+        return prompt_tokens + answer_tokens
+
+    def lengths(self, keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return (tokens of the prompt, tokens of the answer) for each key, (N,) each; Failure for a missing one."""
         rows = self._rows(keys)
-        total: NDArray[np.int64] = rows["prompt_tokens"].astype(np.int64) + rows["tokens"]
-        return total
+        return rows["prompt_tokens"].astype(np.int64), rows["tokens"].astype(np.int64)
 
     def get(self, key: bytes) -> AnySignal:
         """Return one record, its log-probabilities as a view of the mapped file; Failure when there is none."""
@@ -223,17 +229,6 @@ class SignalStore:
         )
 
 
-@dataclass(frozen=True)
-class Obtained:
-    """What was found and bought for some prompts; a row's tokens are those of its prompt and its answer."""
-
-    keys: Keys  # (N, 32) in the order of the prompts; all of them are in the store
-    reused_rows: int
-    bought_rows: int
-    reused_tokens: int
-    bought_tokens: int
-
-
 def lacking(
     store: SignalStore, teacher: Teacher, prompts: Sequence[NDArray[np.int32]]
 ) -> tuple[Keys, NDArray[np.int64]]:
@@ -262,6 +257,7 @@ def obtain(
     be right.
     """
     bought: list[Keys] = []
+    effort = Effort()
     while True:
         keys, asked = lacking(store, teacher, prompts)
         if not len(asked):
@@ -273,12 +269,14 @@ def obtain(
                 mine = asked[own]
                 if buying:
                     buying(keys[mine])
+                began = time.monotonic()
                 _buy(store, teacher, prompts, keys, mine, progress, flush_rows, flush_seconds)
+                effort = effort.plus(_effort(store, teacher, keys[mine], time.monotonic() - began))
                 bought.append(keys[mine])
         if not own.any():
             _log.info("%d teacher signals are being bought by another job: waiting for them", len(asked))
             time.sleep(random.uniform(0.5, 1.5))  # noqa: S311
-    return counted(store, keys, np.concatenate(bought) if bought else keys[:0])
+    return counted(store, keys, np.concatenate(bought) if bought else keys[:0], effort)
 
 
 def _buy(
@@ -311,12 +309,28 @@ def _buy(
         )
 
 
-def counted(store: SignalStore, keys: Keys, bought: Keys) -> Obtained:
+def _effort(store: SignalStore, teacher: Teacher, keys: Keys, seconds: float) -> Effort:
+    prompt_tokens, answer_tokens = store.lengths(keys)
+    spent = replace(teacher.spent) if isinstance(teacher, Remote) else None
+    return Effort(seconds, int(prompt_tokens.sum()), int(answer_tokens.sum()), spent)
+
+
+def counted(store: SignalStore, keys: Keys, bought: Keys, effort: Effort) -> Obtained:
     """Return what the records of `keys` cost when those among `bought` were bought, each once, and the rest reused."""
     first = np.unique(_strings(keys), return_index=True)[1]
-    paid = keys[first[np.isin(_strings(keys[first]), _strings(bought))]]
-    tokens, paid_tokens = int(store.tokens(keys).sum()), int(store.tokens(paid).sum())
-    return Obtained(keys, len(keys) - len(paid), len(paid), tokens - paid_tokens, paid_tokens)
+    paid = np.zeros(len(keys), np.bool_)
+    paid[first] = np.isin(_strings(keys[first]), _strings(bought))
+    return Obtained(keys, paid, *store.lengths(keys), effort)
+
+
+def withheld(store: SignalStore, keys: Keys) -> NDArray[np.bool_]:
+    """Return to which of the prompts the teacher gave no answer, (N,): filtered, refused or empty."""
+    if not len(keys) or not isinstance(store.get(keys[0].tobytes()), AnswerSignal):
+        return np.zeros(len(keys), np.bool_)
+    lengths, found = store.get_many(keys)
+    assert isinstance(found, AnswerSignal)  # they are of one format, or get_many says so
+    ending: NDArray[np.uint8] = found.ending[np.cumsum(lengths) - lengths]
+    return ending >= FILTERED
 
 
 def _keys(keys: list[bytes]) -> Keys:

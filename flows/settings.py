@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from deployments.connection import masked
 from deployments.settings import PackagingSettings, RegistrySettings
-from distill.disagreement import disagreement
+from distill.disagreement import disagreement, unknown
 from distill.settings import (
     AuditSettings,
     MixtureSettings,
@@ -107,8 +107,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _teacher_gives_what_training_takes(self) -> "Settings":
-        if wrong := disagreement(self.teacher, self.training):
-            raise PydanticCustomError("settings_together", "{problem}", {"problem": wrong[0], "keys": wrong[1]})
+        found = (disagreement(self.teacher, self.training), unknown(self.teacher, self.mixture, self.audit))
+        if wrong := [each for each in found if each]:
+            keys = tuple(dict.fromkeys(key for _, keys in wrong for key in keys))
+            problem = "; ".join(told for told, _ in wrong)
+            raise PydanticCustomError("settings_together", "{problem}", {"problem": problem, "keys": keys})
         return self
 
     @classmethod

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from deployments.connection import masked
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from flows.wiring import Places
     from tasks.run import Run
 
@@ -29,6 +31,7 @@ def result(run: "Run", outcome: str, places: "Places", came_true: Mapping[str, f
         "probe": {**found["probe"], "came_true": came_true} if "probe" in found else None,
         "training": found.get("train"),
         "verdict": found.get("judge"),
+        "cost": _cost(found),
         "signals": {key: sum(cost[key] for cost in costs) for key in ("reused_tokens", "bought_tokens")},
         "mixture": {key: found["signals"].get(key) for key in ("rows", "outcomes")} if "signals" in found else None,
         "bento": found.get("bento", {}).get("tag"),
@@ -62,6 +65,37 @@ def show(ended: dict[str, Any]) -> None:
     for text in ("", head, *filter(None, [ended["notice"]])):
         console.print(text, markup=False, highlight=False)
     console.print(table)
+    if ended.get("cost"):  # a retrain of an earlier version did not say
+        console.print(_cost_table(ended["cost"]))
+
+
+def _cost(found: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what the teacher cost in all, and in each stage's slices; None where it was not asked."""
+    from tasks import costs
+
+    said = {name: result["cost"] for name, result in found.items() if "cost" in result}
+    if not said:
+        return None
+    return {**costs.total(list(said.values())), "stages": {name: cost["slices"] for name, cost in said.items()}}
+
+
+def _cost_table(cost: dict[str, Any]) -> "Table":
+    """Return what the teacher cost, a row for each slice of each stage."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from tasks import costs
+
+    rows = [{"stage": stage, **row} for stage, slices in cost["stages"].items() for row in costs.rows(slices)]
+    table = Table(title=f"\nteacher: {escape(costs.told(cost))}", title_justify="left", show_edge=False, pad_edge=False)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    for column in columns:
+        unit = f" [{cost['currency']}]" if column.endswith("money") and "currency" in cost else ""
+        table.add_column(escape(column + unit), justify="left" if column in ("stage", "slice") else "right")
+    for row in rows:
+        values = [row.get(column, "") for column in columns]
+        table.add_row(*(escape(f"{value:.6g}" if isinstance(value, float) else str(value)) for value in values))
+    return table
 
 
 def _reason(outcome: str, found: dict[str, Any]) -> str:

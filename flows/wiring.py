@@ -24,6 +24,8 @@ class Places:
         self.ledger = workspace / "decisions.db"
         self.log = settings.place(settings.traffic.path, "traffic")
         self.signals = settings.place(settings.teacher.signals, "signals")
+        metrics = settings.teacher.metrics_file
+        self.teacher_metrics = Path(settings.place(metrics, "")) if metrics else None
         self.bentos = Path(settings.place(settings.packaging.home, "bentoml"))
         self.registry_uri = database_in(workspace, settings.registry.uri or f"{SQLITE}mlflow.db")
         # A server has an artifact store of its own; the local database has the workspace.
@@ -54,6 +56,7 @@ def teaching(settings: Settings, places: Places) -> Teaching:
         places.ledger,
         settings.mixture,
         settings.audit,
+        places.teacher_metrics,
     )
 
 

@@ -12,12 +12,13 @@ from prefect.cache_policies import NO_CACHE
 
 from distill import scoring
 from distill.mixture import draw
+from distill.obtained import nothing
 from distill.scoring import Scores
 from monitoring import regression, traffic
 from monitoring.regression import Slice, Verdict
 from monitoring.settings import JudgingSettings
 from monitoring.traffic import Window
-from tasks import progress, purchases, teach
+from tasks import costs, progress, purchases, teach
 from tasks.learned import ERRORS_FILE
 from tasks.plan import WINDOW_FILE
 from tasks.run import Run, run_stage
@@ -41,6 +42,7 @@ def judge(run: Run, log: str, student: Path, settings: JudgingSettings, teaching
     def work(folder: Path) -> dict[str, Any]:
         slices, left_out = held_out_slices(run, log, settings, teaching)
         targets, cost = with_targets(slices, student, teaching, run.asked("judge"))
+        left_out += _unanswered(slices, targets)
         models = {"challenger": student} | ({"champion": Path(champion.checkpoint)} if champion else {})
         scored = pd.concat([_scored(part, models, teaching) for part in targets if len(part)], ignore_index=True)
         scored.to_parquet(folder / "scores.parquet", index=False)
@@ -64,6 +66,7 @@ def judge(run: Run, log: str, student: Path, settings: JudgingSettings, teaching
         settings=settings,
     )
     purchases.record(run, "judge", teaching.ledger)
+    costs.show("judge", result)
     create_table_artifact(
         result["checks"] or [{"slice": name, **means} for name, means in result["exact_match"].items()],
         key="verdict",
@@ -98,20 +101,31 @@ def held_out_slices(
 
 def with_targets(
     slices: list[HeldOut], student: Path, teaching: Teaching, asked: Path
-) -> tuple[list[pd.DataFrame], dict[str, int]]:
-    """Return each slice's rows with `target` (its label, or the teacher's answer while there is none) and the cost."""
+) -> tuple[list[pd.DataFrame], dict[str, Any]]:
+    """Return each slice's rows with `target` (its label, or the teacher's answer while there is none) and the cost.
+
+    Rows that have neither, because the teacher withheld its answer, are not among them.
+    """
     rows = pd.concat([part.rows.assign(slice=part.name) for part in slices], ignore_index=True)
     unlabelled = rows["reference"].isna()
     rows["target"], rows["by_teacher"] = rows["reference"], unlabelled
-    cost = {"reused_tokens": 0, "bought_tokens": 0}
+    obtained, names = nothing(), rows.loc[unlabelled, "slice"].to_numpy(str)
     if unlabelled.any():
         texts, obtained = teach.answers(
             rows.loc[unlabelled, "prompt"].tolist(), student, teaching, asked, "held-out rows without a label"
         )
         rows.loc[unlabelled, "target"] = texts
-        cost = {"reused_tokens": obtained.reused_tokens, "bought_tokens": obtained.bought_tokens}
-    cost["targets_by_teacher"] = int(unlabelled.sum())
+    parts = {part.name: obtained.part(names == part.name) for part in slices}
+    cost = costs.report(obtained, parts, teaching.teacher)
+    rows = rows[rows["target"].notna()]
+    cost["targets_by_teacher"] = int(rows["by_teacher"].sum())
     return [rows[rows["slice"] == part.name] for part in slices], cost
+
+
+def _unanswered(slices: list[HeldOut], targets: list[pd.DataFrame]) -> list[str]:
+    """Say how many rows are not judged by, because they have neither label nor answer of the teacher."""
+    missing = {part.name: len(part.rows) - len(rows) for part, rows in zip(slices, targets, strict=True)}
+    return [f"{name}: {count} rows to which the teacher gave no answer" for name, count in missing.items() if count]
 
 
 def on_teacher_errors(run: Run, student: Path, folder: Path, teaching: Teaching) -> dict[str, float] | None:

@@ -5,7 +5,7 @@ signals/rows.parquet              every row that came in, with what became of it
 signals/teacher_errors.parquet    the rows that are held out because the champion fails on them; no prompts
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from distill.errors import Failure
 from distill.mixing import audit, duplicates, replay, selection
 from distill.mixing.selection import Candidates, Chosen
 from distill.signals import Obtained, SignalStore
+from distill.teachers.protocol import ENDINGS, FILTERED, WHOLE, AnswerSignal
 from tasks import learned, watch
 from tasks.run import Run
 
@@ -33,15 +34,21 @@ class Heard:
 
     texts: NDArray[np.str_]  # (N,) the teacher's answers
     answers: NDArray[np.int64]  # (N,) equal numbers for equal answers
-    logprob: NDArray[np.float64]  # (N,) the teacher's mean token log-probability
+    logprob: NDArray[np.float64]  # (N,) the teacher's mean token log-probability, NaN where it gives none
     champion: NDArray[np.object_]  # (N,) the champion's answers, None where it was not asked
+    ending: NDArray[np.uint8]  # (N,) of ENDINGS, how the teacher's answer came to its end, as far as it says
+
+    @property
+    def withheld(self) -> NDArray[np.bool_]:
+        """Where the teacher gave no answer: filtered, refused or empty, (N,)."""
+        return self.ending >= FILTERED
 
     @property
     def differs(self) -> NDArray[np.bool_]:
         """Where the champion is known to answer otherwise, (N,)."""
         known = np.array([text is not None for text in self.champion], np.bool_)
         given = np.array([text or "" for text in self.champion], str)
-        found: NDArray[np.bool_] = known & (np.char.strip(given) != np.char.strip(self.texts))
+        found: NDArray[np.bool_] = known & ~self.withheld & (np.char.strip(given) != np.char.strip(self.texts))
         return found
 
 
@@ -63,14 +70,17 @@ def heard(run: Run, rows: pd.DataFrame, start: Path, obtained: Obtained, setting
         )  # fmt: skip
         champion[is_new] = known["response"].astype(str).to_numpy(object)
     spoken = np.array(texts, str)
-    return Heard(spoken, np.unique(spoken, return_inverse=True)[1], np.array(logprob), champion)
+    ending = [signal.ending[0] if isinstance(signal, AnswerSignal) else WHOLE for signal in signals]
+    return Heard(
+        spoken, np.unique(spoken, return_inverse=True)[1], np.array(logprob), champion, np.array(ending, np.uint8)
+    )
 
 
-def labelled(rows: pd.DataFrame, texts: NDArray[np.str_]) -> NDArray[np.float64]:
-    """Return whether each row's label is the teacher's answer, 1 or 0, and NaN where it has none, (N,)."""
+def labelled(rows: pd.DataFrame, told: Heard) -> NDArray[np.float64]:
+    """Return whether each row's label is the teacher's answer, 1 or 0, and NaN where one of them is missing, (N,)."""
     label = rows["reference"]
-    same = np.char.strip(label.fillna("").to_numpy(str)) == np.char.strip(texts)
-    return np.where(label.isna(), np.nan, same.astype(np.float64))
+    same = np.char.strip(label.fillna("").to_numpy(str)) == np.char.strip(told.texts)
+    return np.where(label.isna() | told.withheld, np.nan, same.astype(np.float64))
 
 
 def to_sample(rows: pd.DataFrame, told: Heard, right: NDArray[np.float64], settings: "Teaching") -> NDArray[np.int64]:
@@ -80,7 +90,11 @@ def to_sample(rows: pd.DataFrame, told: Heard, right: NDArray[np.float64], setti
     """
     if not settings.audit.samples:
         return np.zeros(0, np.int64)
-    open_ = ~rows["replay"].to_numpy() & ~(right == 0 if settings.audit.labels else np.zeros(len(rows), np.bool_))
+    open_ = (
+        ~rows["replay"].to_numpy()
+        & ~told.withheld
+        & ~(right == 0 if settings.audit.labels else np.zeros(len(rows), np.bool_))
+    )
     order = replay.random_order(rows["request_id"], settings.training.seed)
     return audit.sampled_rows(open_, told.differs, order, settings.audit.sample_rows)
 
@@ -97,9 +111,10 @@ def mix(
 
     Raises Failure when no row is left to be trained.
     """
-    same, right = duplicates.same(prompts), labelled(rows, told.texts)
+    same, right = duplicates.same(prompts), labelled(rows, told)
     agreed = audit.shared(same, agreed)
-    refused = audit.quarantine(audit.contradicted(same, right), agreed, told.logprob, settings.audit)
+    against = audit.contradicted(same, right)
+    refused = audit.quarantine(against, agreed, told.logprob, settings.audit, told.withheld)
     held = rows["held_before"].to_numpy(dtype=bool)
     refused = np.where(np.isin(same, same[held]), selection.HELD_BEFORE, refused)
     chosen = selection.choose(
@@ -136,7 +151,7 @@ def write(
     mixture.save(
         folder / MIXTURE_FILE, [prompts[at] for at in trained], obtained.keys[trained], chosen.weights[trained]
     )
-    right = labelled(rows, told.texts)
+    right = labelled(rows, told)
     names = rows["request_id"].to_numpy(str)
     table = rows[["request_id", "timestamp", "window", "segment", "replay"]].assign(
         outcome=chosen.outcome,
@@ -153,10 +168,7 @@ def write(
         folder / learned.ERRORS_FILE, index=False
     )
     labels = int((~np.isnan(right)).sum())
-    return {"rows": len(rows), "labelled_rows": labels, "outcomes": selection.counts(chosen.outcome)}
-
-
-def with_samples(obtained: Obtained, samples: list[Obtained]) -> Obtained:
-    """Return what signals and samples cost together."""
-    fields = ("reused_rows", "bought_rows", "reused_tokens", "bought_tokens")
-    return replace(obtained, **{name: sum(getattr(one, name) for one in (obtained, *samples)) for name in fields})
+    counts = {"rows": len(rows), "labelled_rows": labels, "outcomes": selection.counts(chosen.outcome)}
+    if told.ending.any():  # else they are all whole, or it is not known
+        counts["answers"] = {name: int((told.ending == at).sum()) for at, name in enumerate(ENDINGS)}
+    return counts

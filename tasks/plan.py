@@ -166,12 +166,15 @@ def _usable_models(student: StudentSettings, teacher: TeacherSettings, champion:
     """Return the teacher's digest; raises InputError when it cannot teach this student."""
     from distill.prompts import load_tokenizer
     from distill.teachers.chosen import teacher_of
+    from distill.teachers.spoken import Spoken
     from tasks import teacher_server
 
     teacher_server.check(teacher)
     start = Path(champion.checkpoint) if champion else checkpoint.resolve(student.base, "student.base")
-    asked = teacher_of(student, teacher, urls=teacher_server.addresses(teacher, teacher.model, ""))
-    asked.check(load_tokenizer(start), teacher.top_k)
+    tokenizer = load_tokenizer(start)
+    urls = teacher_server.addresses(teacher, teacher.model, "")
+    asked = teacher_of(student, teacher, urls=urls, spoken=Spoken(tokenizer))
+    asked.check(tokenizer, teacher.top_k)
     return asked.digest
 
 

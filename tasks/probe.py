@@ -13,21 +13,23 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
+from distill.errors import Failure
 from distill.mixture import draw
-from distill.signals import Obtained, SignalStore, lacking
+from distill.obtained import Obtained
+from distill.signals import SignalStore, lacking
 from monitoring.history import Probed
 from monitoring.ledger import Ledger
 from monitoring.probe import Agreement, Sampled, told
 from monitoring.probe import probe as judged
 from monitoring.profile import ReferenceProfile
 from monitoring.settings import JudgingSettings, ProbeSettings
-from tasks import purchases, teach
+from tasks import costs, purchases, teach
 from tasks.judge import held_out_slices
 from tasks.learned import learned_rows
 from tasks.plan import WINDOW_FILE
 from tasks.profile import agreement_rows, profiled_rows
 from tasks.run import Champion, Run, profile_folder, read_json, run_stage
-from tasks.teaching import Teaching, teacher_of
+from tasks.teaching import Teaching, spoken_to, teacher_of
 from tasks.train import step_records
 from tasks.watch import ROWS_FILE
 
@@ -57,6 +59,8 @@ def probe(run: Run, log: str, start: Path, settings: Probing, teaching: Teaching
         rows, share = sample(run, settings.probe.rows)
         compared, obtained = teach.compared(rows, start, teaching, run.asked("probe"), "a sample of the window")
         compared.drop(columns="prompt").to_parquet(folder / ROWS_FILE, index=False)
+        if not compared["drifted"].any():
+            raise Failure(f"the teacher withheld its answers to all {int(rows['drifted'].sum())} drifted rows asked")
         before = ReferenceProfile.load(profile_folder(run.folder.parent, champion)).agreement
         found = judged(_sampled(compared, share), before, settings.probe, force=run.request.force)
         gain = found.expected_gain
@@ -67,8 +71,7 @@ def probe(run: Run, log: str, start: Path, settings: Probing, teaching: Teaching
             "pays": found.pays and not held,
             "reason": held or found.reason,
             "expected": {"gain": gain.value if gain else None, "tokens": tokens, "seconds": seconds},
-            "reused_tokens": obtained.reused_tokens,
-            "bought_tokens": obtained.bought_tokens,
+            **costs.report(obtained, _slices(rows, obtained), teaching.teacher),
         }
 
     result = run_stage(
@@ -79,6 +82,7 @@ def probe(run: Run, log: str, start: Path, settings: Probing, teaching: Teaching
         settings={**settings.probe.model_dump(), "budget_tokens": settings.budget_tokens},
     )
     purchases.record(run, "probe", teaching.ledger)
+    costs.show("probe", result)
     if not result["pays"]:
         Ledger(teaching.ledger).release(run.request.retrain_id)
     _remember(run, teaching.ledger, result, None)
@@ -123,6 +127,11 @@ def sample(run: Run, count: int) -> tuple[pd.DataFrame, float]:
     return chosen, float(answers["drifted"].mean())
 
 
+def _slices(rows: pd.DataFrame, obtained: Obtained) -> dict[str, Obtained]:
+    drifted = rows["drifted"].to_numpy(dtype=bool)
+    return {"drifted slice": obtained.part(drifted), "rest of the window": obtained.part(~drifted)}
+
+
 def _sampled(compared: pd.DataFrame, share: float) -> Sampled:
     parts = {
         bool(drifted): Agreement(agreed=int(part.sum()), rows=len(part))
@@ -142,9 +151,11 @@ def _cost(
     unlabelled = [part.rows[part.rows["reference"].isna()] for part in slices]
     profiled = agreement_rows(profiled_rows(run, log, teaching.traffic), settings.probe)
     prompts = pd.concat([learned, *unlabelled, profiled])["prompt"].tolist()
-    ids = encode(load_tokenizer(start), prompts, teaching.student.max_prompt_tokens).ids
-    store = SignalStore(teaching.signals)
-    _, bought = lacking(store, teacher_of(teaching), ids)
+    tokenizer = load_tokenizer(start)
+    encoded = encode(tokenizer, prompts, teaching.student.max_prompt_tokens)
+    ids, store = encoded.ids, SignalStore(teaching.signals)
+    asked = teacher_of(teaching, spoken=spoken_to(teaching, tokenizer, prompts, encoded))
+    _, bought = lacking(store, asked, ids)
     answer = np.mean([len(store.get(key.tobytes()).answer) for key in obtained.keys])
     tokens = sum(len(ids[at]) for at in bought) + round(len(bought) * float(answer))
     new = int((~learned["replay"]).sum())

@@ -8,6 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from distill.mixture import draw
+from distill.obtained import nothing
 from monitoring import traffic
 from monitoring.features import features
 from monitoring.performance import fit_calibration
@@ -15,7 +16,7 @@ from monitoring.probe import Agreement
 from monitoring.profile import ReferenceProfile
 from monitoring.settings import ProbeSettings, TrafficSettings
 from monitoring.text import load_tokenizer
-from tasks import purchases, teach
+from tasks import costs, purchases, teach
 from tasks.plan import rows_of
 from tasks.run import Run, run_stage
 from tasks.teaching import Teaching
@@ -58,6 +59,7 @@ def profile(
         },
     )
     purchases.record(run, "profile", teaching.ledger)
+    costs.show("profile", result)
     return result
 
 
@@ -75,10 +77,10 @@ def agreement_rows(rows: pd.DataFrame, probing: ProbeSettings) -> pd.DataFrame:
 
 def _agreement(
     rows: pd.DataFrame, student: Path, teaching: Teaching, asked: Path
-) -> tuple[Agreement | None, dict[str, int]]:
+) -> tuple[Agreement | None, dict[str, Any]]:
     """Return on how many rows the student answers as the teacher does, None without rows, and what asking cost."""
     if rows.empty:
-        return None, {"reused_tokens": 0, "bought_tokens": 0}
+        return None, costs.report(nothing(), {}, teaching.teacher)
     compared, obtained = teach.compared(rows, student, teaching, asked, "a sample of the profile's rows")
-    cost = {"reused_tokens": obtained.reused_tokens, "bought_tokens": obtained.bought_tokens}
-    return Agreement(agreed=int(compared["agree"].sum()), rows=len(rows)), cost
+    cost = costs.report(obtained, {"profile": obtained}, teaching.teacher)
+    return Agreement(agreed=int(compared["agree"].sum()), rows=len(compared)), cost

@@ -37,7 +37,17 @@ def buy(
         _keep(asked, np.unique(np.concatenate([before(), keys]), axis=0))
 
     obtained = obtain(store, teacher, prompts, progress=progress, buying=buying)
-    return counted(store, obtained.keys, before())
+    return counted(store, obtained.keys, before(), obtained.effort)
+
+
+def paid(store: SignalStore, asked: Path) -> tuple[int, int, int]:
+    """Return rows, tokens of prompts and tokens of answers that a stage has bought so far; `asked` as in `buy`."""
+    if not asked.is_file():
+        return 0, 0, 0
+    store.refresh()
+    keys: Keys = np.load(asked)
+    prompt_tokens, answer_tokens = store.lengths(keys := keys[store.contains(keys)])
+    return len(keys), int(prompt_tokens.sum()), int(answer_tokens.sum())
 
 
 def record(run: Run, stage: str, ledger: Path) -> None:

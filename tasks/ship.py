@@ -19,6 +19,7 @@ from deployments.registry import Registry
 from deployments.settings import PackagingSettings
 from distill.settings import StudentSettings
 from distill.training.steplog import PARTS
+from tasks import costs
 from tasks.run import Run, code_revision, run_stage
 from tasks.train import step_records
 
@@ -33,7 +34,7 @@ def register(run: Run, registry: Registry, student: Path) -> dict[str, Any]:
         tags = version_tags(run)
         run_id = registry.record(
             run.request.retrain_id,
-            params={"window_rows": run.request.window_rows, **run.request.settings},
+            params={"window_rows": run.request.window_rows, **run.request.settings, **_currency(run)},
             metrics=[*_training_metrics(run), *_outcome_metrics(run)],
             tags=tags,
             artifacts=[path for path in _reports(run) if path.is_file()],
@@ -144,6 +145,12 @@ def _training_metrics(run: Run) -> Iterator[tuple[str, float, int, int]]:
                 yield key, float(value), int(record["step"]), milliseconds
 
 
+def _currency(run: Run) -> dict[str, str]:
+    """Return what the money among the metrics is counted in, if there is any."""
+    found = run.manifests()["signals"]["result"].get("cost", {})
+    return {"teacher.currency": found["currency"]} if "currency" in found else {}
+
+
 def _outcome_metrics(run: Run) -> Iterator[tuple[str, float, int, int]]:
     manifests = run.manifests()
     now = int(datetime.fromisoformat(manifests["judge"]["end"]).timestamp() * 1000)
@@ -152,6 +159,9 @@ def _outcome_metrics(run: Run) -> Iterator[tuple[str, float, int, int]]:
         "signals/bought_tokens": signals["bought_tokens"],
         "signals/reused_tokens": signals["reused_tokens"],
     }
+    for stage, manifest in manifests.items():
+        if "cost" in manifest["result"]:
+            values |= {f"teacher/{stage}/{name}": n for name, n in costs.numbers(manifest["result"]["cost"]).items()}
     for number, (_, means) in enumerate(manifests["judge"]["result"]["exact_match"].items()):
         for model in ("champion", "challenger"):
             if model in means:
@@ -161,7 +171,7 @@ def _outcome_metrics(run: Run) -> Iterator[tuple[str, float, int, int]]:
 
 
 def _reports(run: Run) -> list[Path]:
-    stages = [run.stage(name) / "manifest.json" for name in ("watch", "signals", "train", "judge")]
+    stages = [run.stage(name) / "manifest.json" for name in ("watch", "probe", "signals", "train", "judge")]
     return [
         *stages,
         run.stage("watch") / "drift.json",

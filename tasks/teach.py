@@ -1,8 +1,9 @@
 """Asking the teacher: signals for the rows to learn from, and answers to held-out rows without a label."""
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,12 +12,28 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
+from distill.errors import Failure
 from distill.mixing import audit
-from distill.signals import Obtained, SignalStore
-from tasks import mix, progress, purchases
+from distill.obtained import Obtained, together
+from distill.signals import SignalStore, withheld
+from tasks import costs, mix, progress, purchases, teacher_metrics
 from tasks.learned import learned_rows
 from tasks.run import Run, run_stage
-from tasks.teaching import Teaching, teacher_of
+from tasks.teaching import Teaching, spoken_to, teacher_of
+
+if TYPE_CHECKING:
+    from distill.teachers.protocol import Teacher
+    from distill.teachers.spoken import Spoken
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the teacher was asked, and what came of it."""
+
+    prompts: list[NDArray[np.int32]]  # token ids
+    truncated: int  # prompts that were too long and lost the beginning of their text
+    spoken: "Spoken | None"  # the prompts as text, for a teacher that reads text
+    obtained: Obtained
 
 
 @task(name="teach", cache_policy=NO_CACHE)
@@ -25,23 +42,22 @@ def teach(run: Run, log: str, start: Path, settings: Teaching) -> dict[str, Any]
 
     def work(folder: Path) -> dict[str, Any]:
         rows = learned_rows(run, log, settings)
-        asked = run.asked("signals")
-        prompts, truncated, obtained = ask(rows["prompt"].tolist(), start, settings, asked, "teacher: signals")
-        told = mix.heard(run, rows, start, obtained, settings)
-        at = mix.to_sample(rows, told, mix.labelled(rows, told.texts), settings)
-        agreed, samples = sampled(prompts, at, told, start, settings, asked)
-        chosen = mix.mix(run, rows, prompts, told, agreed, settings)
-        counts = mix.write(folder, rows, prompts, obtained, told, chosen)
-        costs = asdict(mix.with_samples(obtained, samples))
-        del costs["keys"]
+        file = run.asked("signals")
+        asked = ask(rows["prompt"].tolist(), start, settings, file, "teacher: signals")
+        told = mix.heard(run, rows, start, asked.obtained, settings)
+        at = mix.to_sample(rows, told, mix.labelled(rows, told), settings)
+        agreed, samples = sampled(asked, at, told, start, settings, file)
+        chosen = mix.mix(run, rows, asked.prompts, told, agreed, settings)
+        counts = mix.write(folder, rows, asked.prompts, asked.obtained, told, chosen)
+        slices = {**_slices(rows, asked.obtained), "audit samples": together(samples)}
         return {
             "window_rows": int((~rows["replay"]).sum()),
             "replay_rows": int(rows["replay"].sum()),
             "segments": int(rows["segment"].nunique()),
-            "truncated_prompts": truncated,
+            "truncated_prompts": asked.truncated,
             "sampled_rows": len(at),
             **counts,
-            **costs,
+            **costs.report(together([asked.obtained, *samples]), slices, settings.teacher),
         }
 
     result = run_stage(
@@ -62,8 +78,11 @@ def teach(run: Run, log: str, start: Path, settings: Teaching) -> dict[str, Any]
         },
     )
     purchases.record(run, "signals", settings.ledger)
+    costs.show("signals", result)
     logger, outcomes, labels = get_run_logger(), result["outcomes"], result["labelled_rows"]
     logger.info("teacher signals: %d tokens bought, %d reused", result["bought_tokens"], result["reused_tokens"])
+    if "answers" in result:
+        logger.warning("not all answers of the teacher are whole: %s", result["answers"])
     logger.info("mixture: %d rows, of which %s", result["rows"], {name: n for name, n in outcomes.items() if n})
     if outcomes[audit.LABEL] > labels / 2:
         logger.warning(
@@ -73,13 +92,22 @@ def teach(run: Run, log: str, start: Path, settings: Teaching) -> dict[str, Any]
     return result
 
 
+def _slices(rows: pd.DataFrame, obtained: Obtained) -> dict[str, Obtained]:
+    """Return the window's part of what was obtained, and that of each segment of the replay."""
+    replay, segment = rows["replay"].to_numpy(dtype=bool), rows["segment"].to_numpy(str)
+    parts = {"window": obtained.part(~replay)}
+    for name in np.unique(segment[replay]):
+        parts[f"replay {name}".strip()] = obtained.part(replay & (segment == name))
+    return parts
+
+
 def sampled(
-    prompts: list[NDArray[np.int32]],
+    asked: Asked,
     at: NDArray[np.int64],
     told: mix.Heard,
     start: Path,
     settings: Teaching,
-    asked: Path,
+    file: Path,
 ) -> tuple[NDArray[np.float64], list[Obtained]]:
     """Return the share of each row's sampled answers that are its greedy one, NaN without any, and what they cost.
 
@@ -88,12 +116,14 @@ def sampled(
     from distill.generation import Sampling
     from distill.prompts import load_tokenizer
 
-    agreed, store, tokenizer = np.full(len(prompts), np.nan), SignalStore(settings.signals), load_tokenizer(start)
+    agreed, store = np.full(len(asked.prompts), np.nan), SignalStore(settings.signals)
+    tokenizer, prompts = load_tokenizer(start), [asked.prompts[row] for row in at]
     bought, same = [], []
     for number in range(settings.audit.samples if len(at) else 0):
         drawn = Sampling(settings.audit.temperature, settings.training.seed + number)
+        teacher = teacher_of(settings, drawn, asked.spoken)
         with progress.bar(f"teacher: sample {number + 1} of {settings.audit.samples}", "prompts") as shown:
-            found = purchases.buy(store, teacher_of(settings, drawn), [prompts[row] for row in at], asked, shown)
+            found = bought_of(store, teacher, prompts, settings, file, shown)
         texts = tokenizer.batch_decode([store.get(k.tobytes()).answer for k in found.keys], skip_special_tokens=True)
         bought.append(found)
         same.append(np.array(texts, str) == told.texts[at])
@@ -102,38 +132,62 @@ def sampled(
     return agreed, bought
 
 
-def ask(
-    prompts: list[str], start: Path, settings: Teaching, asked: Path, what: str
-) -> tuple[list[np.ndarray[Any, Any]], int, Obtained]:
-    """Return (token ids of the prompts, how many were cut, the teacher's signals for them), bought where not stored.
+def ask(prompts: list[str], start: Path, settings: Teaching, file: Path, what: str) -> Asked:
+    """Return the teacher's signals for some prompts, bought where not stored; `what` is shown to people.
 
-    asked: the file that keeps what a stage bought although it is killed (Run.asked).
+    file: keeps what a stage bought although it is killed (Run.asked).
     """
     from distill.prompts import encode, load_tokenizer
 
     tokenizer = load_tokenizer(start)
-    teacher = teacher_of(settings)
-    teacher.check(tokenizer, settings.teacher.top_k)
     encoded = encode(tokenizer, prompts, settings.student.max_prompt_tokens)
+    spoken = spoken_to(settings, tokenizer, prompts, encoded)
+    teacher = teacher_of(settings, spoken=spoken)
+    teacher.check(tokenizer, settings.teacher.top_k)
     with progress.bar(what, "prompts") as shown:
-        obtained = purchases.buy(SignalStore(settings.signals), teacher, encoded.ids, asked, shown)
-    return encoded.ids, encoded.truncated, obtained
+        obtained = bought_of(SignalStore(settings.signals), teacher, encoded.ids, settings, file, shown)
+    return Asked(encoded.ids, encoded.truncated, spoken, obtained)
 
 
-def answers(prompts: list[str], start: Path, settings: Teaching, asked: Path, what: str) -> tuple[list[str], Obtained]:
-    """Return the teacher's answers as text, with what they cost; `what` names the rows to people."""
+def bought_of(
+    store: SignalStore,
+    teacher: "Teacher",
+    prompts: list[NDArray[np.int32]],
+    settings: Teaching,
+    file: Path,
+    progress: Callable[[int, int], None],
+) -> Obtained:
+    """Return the signals of the prompts, bought where the store lacks them; what it took is among the metrics."""
+    with teacher_metrics.counting(settings, teacher, lambda: purchases.paid(store, file)) as ended:
+        ended.append(purchases.buy(store, teacher, prompts, file, progress))
+    return ended[0]
+
+
+def answers(
+    prompts: list[str], start: Path, settings: Teaching, file: Path, what: str
+) -> tuple[list[str | None], Obtained]:
+    """Return the teacher's answers as text, None where it withheld one, and what they cost; `what` names the rows."""
     from distill.prompts import load_tokenizer
 
-    _, _, obtained = ask(prompts, start, settings, asked, f"teacher: {what}")
+    obtained = ask(prompts, start, settings, file, f"teacher: {what}").obtained
     store, tokenizer = SignalStore(settings.signals), load_tokenizer(start)
-    ids = [store.get(key.tobytes()).answer for key in obtained.keys]
-    return [tokenizer.decode(answer, skip_special_tokens=True) for answer in ids], obtained
+    ids, missing = [store.get(key.tobytes()).answer for key in obtained.keys], withheld(store, obtained.keys)
+    texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in ids]
+    return [None if none else text for text, none in zip(texts, missing, strict=True)], obtained
 
 
 def compared(
-    rows: pd.DataFrame, start: Path, settings: Teaching, asked: Path, what: str
+    rows: pd.DataFrame, start: Path, settings: Teaching, file: Path, what: str
 ) -> tuple[pd.DataFrame, Obtained]:
-    """Return the rows with `teacher_response` and whether `response` says the same (`agree`), and what it cost."""
-    texts, obtained = answers(rows["prompt"].tolist(), start, settings, asked, what)
-    same = np.char.strip(rows["response"].to_numpy(str)) == np.char.strip(np.asarray(texts, str))
-    return rows.assign(teacher_response=texts, agree=same), obtained
+    """Return the rows with `teacher_response` and whether `response` says the same (`agree`), and what it cost.
+
+    Rows to which the teacher gave no answer are not among them. Raises Failure when it gave none at all.
+    """
+    texts, obtained = answers(rows["prompt"].tolist(), start, settings, file, what)
+    rows = rows.assign(teacher_response=pd.Series(texts, rows.index, dtype=object)).dropna(subset="teacher_response")
+    if rows.empty:
+        raise Failure(
+            f"the teacher withheld its answers to all {len(texts)} rows of {what}: look at what its endpoint filters"
+        )
+    given = rows["response"].to_numpy(str), rows["teacher_response"].to_numpy(str)
+    return rows.assign(agree=np.char.strip(given[0]) == np.char.strip(given[1])), obtained

@@ -1,8 +1,9 @@
 """By which settings the teacher is asked, and the teacher that they name."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from distill.checkpoint import resolve
 from distill.errors import InputError
@@ -12,8 +13,9 @@ from tasks import teacher_server
 
 if TYPE_CHECKING:
     from distill.generation import Sampling
-    from distill.teachers.local import LocalTeacher
-    from distill.teachers.sglang import SGLangTeacher
+    from distill.prompts import Encoded
+    from distill.teachers.chosen import AnyTeacher
+    from distill.teachers.spoken import Spoken
 
 
 @dataclass(frozen=True)
@@ -28,15 +30,27 @@ class Teaching:
     ledger: Path
     mixture: MixtureSettings = field(default_factory=MixtureSettings)
     audit: AuditSettings = field(default_factory=AuditSettings)
+    metrics: Path | None = None  # textfile that counts what was asked
 
 
-def teacher_of(settings: Teaching, drawn: "Sampling | None" = None) -> "LocalTeacher | SGLangTeacher":
-    """Return the teacher that the settings name; its weights are loaded when it is asked."""
+def teacher_of(settings: Teaching, drawn: "Sampling | None" = None, spoken: "Spoken | None" = None) -> "AnyTeacher":
+    """Return the teacher that the settings name; its weights are loaded when it is asked. spoken: of `spoken_to`."""
     from distill.teachers import chosen
 
     asked, key = settings.teacher, _secret(settings.teacher.api_key_secret)
+    if asked.backend == "openai":
+        return chosen.teacher_of(settings.student, asked, drawn, api_key=key, spoken=spoken)
     urls = teacher_server.addresses(asked, str(resolve(asked.model, "teacher.model")), key)
     return chosen.teacher_of(settings.student, asked, drawn, urls=urls, api_key=key)
+
+
+def spoken_to(settings: Teaching, tokenizer: Any, prompts: Sequence[str], encoded: "Encoded") -> "Spoken | None":
+    """Return the prompts as text for a teacher that reads text; None for one that reads the student's tokens."""
+    if settings.teacher.backend != "openai":
+        return None
+    from distill.teachers.spoken import spoken
+
+    return spoken(tokenizer, prompts, encoded)
 
 
 def _secret(name: str) -> str:

@@ -66,7 +66,10 @@ def _teacher(teaching: Teaching) -> dict[str, str]:
     """Return what a request has to say of the teacher, whose weights most trainings do without."""
     if not (teaching.training.live_teacher or teaching.teacher.signals_format.startswith("hidden")):
         return {}
+    from distill.teachers.openai import OpenAITeacher
+
     teacher = teacher_of(teaching)
+    assert not isinstance(teacher, OpenAITeacher)  # its settings allow neither of the two
     return {"teacher": str(teacher.folder), "teacher_sha256": teacher.digest}
 
 

@@ -8,9 +8,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,6 +112,56 @@ def free_port() -> Iterator[Callable[[], int]]:
             return int(holder.getsockname()[1])
 
         yield port
+
+
+Reply = Callable[[dict[str, Any]], tuple[int, dict[str, str], Any]]
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Callable[..., str]]:
+    """Return endpoint(reply, models=["big"], key="") -> the address of an HTTP server that speaks OpenAI's protocol.
+
+    reply: what was posted, as JSON -> (status, headers, JSON). With `key` it answers nobody who does not show it.
+    """
+    import json
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    with ExitStack() as stack:
+
+        def serve(reply: Reply, models: Sequence[str] = ("big",), key: str = "") -> str:
+            class Handler(BaseHTTPRequestHandler):
+                protocol_version = "HTTP/1.1"
+
+                def do_GET(self) -> None:
+                    known = self.path == "/v1/models" and models
+                    self.say(200, {}, {"data": [{"id": name} for name in models]}) if known else self.say(404, {}, {})
+
+                def do_POST(self) -> None:
+                    posted = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                    self.say(*reply({**posted, "path": self.path}))
+
+                def say(self, status: int, headers: dict[str, str], said: Any) -> None:
+                    if key and self.headers["Authorization"] != f"Bearer {key}":
+                        status, headers, said = 401, {}, {"error": {"message": "who are you"}}
+                    content = json.dumps(said).encode()
+                    self.send_response(status)
+                    for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                        self.send_header(name, value)
+                    self.end_headers()
+                    self.wfile.write(content)
+
+                def log_message(self, *_: Any) -> None:
+                    pass
+
+            server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+            server.daemon_threads = True
+            stack.callback(server.server_close)
+            stack.callback(server.shutdown)
+            Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+            return f"http://127.0.0.1:{server.server_address[1]}"
+
+        yield serve
 
 
 @pytest.fixture(scope="session")

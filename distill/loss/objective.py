@@ -5,7 +5,8 @@
 
 A token's share is its part of the mean over all tokens of its kind in the global batch (distill/batches.py): summed
 over passes and processes the loss is that mean, however the batch was packed, split or dealt out. D is a divergence
-(distill/divergence.py), H and A compare states and attention maps of some layers (distill/loss/intermediate.py).
+(distill/divergence.py) or left out, H and A compare states and attention maps of some layers
+(distill/loss/intermediate.py).
 """
 
 from typing import Any
@@ -23,7 +24,7 @@ from distill.loss import intermediate
 from distill.loss.inside import Inside, blocks_of, output_of, run
 from distill.settings import TrainingSettings
 from distill.teachers.beside import Beside
-from distill.teachers.protocol import HiddenSignal
+from distill.teachers.protocol import HiddenSignal, Signal
 
 
 class Objective(nn.Module):
@@ -77,7 +78,7 @@ class Objective(nn.Module):
             # What has no weight is not worked out; a pass of padding alone has no teacher.
             targets=tensor(batch.answer) if settings.cross_entropy_weight or batch.signal is None else None,
             target_weights=settings.cross_entropy_weight * share,
-            kind=settings.divergence,
+            kind="forward_kl" if settings.divergence == "none" else settings.divergence,  # there is no teacher then
             beta=settings.divergence_beta,
             temperature=settings.temperature,
             kernel=settings.loss_kernel,
@@ -110,14 +111,16 @@ class Objective(nn.Module):
         return run(teacher.model, teacher.output, inputs, layers, attention=bool(self.settings.attention_weight))
 
     def _teacher(self, batch: Batch, theirs: Inside | None, at: Tensor, tensor: Any) -> Teacher | None:
-        """Return the teacher's distribution over the answer tokens; None where a pass has none."""
-        if batch.signal is None:
+        """Return the teacher's distribution over the answer tokens; None where a pass has none, or none is learned."""
+        if batch.signal is None or self.settings.divergence == "none":
             return None
         if theirs is not None and self.teacher is not None:
             return Hidden(theirs.final.flatten(0, 1)[at], self.teacher.head)
-        if not isinstance(batch.signal, HiddenSignal):
+        if isinstance(batch.signal, Signal):
             kept = batch.signal
             return TopK(tensor(kept.ids.astype(np.int64)), tensor(kept.logprobs.astype(np.float32)), tensor(kept.tail))
+        if not isinstance(batch.signal, HiddenSignal):
+            raise InputError("signals that are answers alone have no distribution: set training.divergence to none")
         if self.teacher is None:
             raise InputError(f"signals {batch.signal.format!r} need the teacher's output layer: name its checkpoint")
         return Hidden(tensor(batch.signal.states), self.teacher.head)
@@ -152,7 +155,7 @@ class Objective(nn.Module):
 
 def _check_tokens(batch: Batch, read: int, said: int) -> None:
     """Raise InputError for token ids beyond a vocabulary; on a GPU they would end the process with a bare assertion."""
-    kept = batch.signal.ids if batch.signal is not None and not isinstance(batch.signal, HiddenSignal) else batch.answer
+    kept = batch.signal.ids if isinstance(batch.signal, Signal) else batch.answer
     for name, ids, vocabulary in (
         ("prompts and answers have", batch.input_ids, read),
         ("teacher signals have", kept, said),

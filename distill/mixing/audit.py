@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.settings import AuditSettings
-from distill.teachers.protocol import AnySignal, HiddenSignal
+from distill.teachers.protocol import AnswerSignal, AnySignal, HiddenSignal
 
 LABEL, SAMPLES, UNSURE = "quarantined_label", "quarantined_samples", "quarantined_unsure"
+WITHHELD = "quarantined_withheld"  # there is no answer: filtered, refused or empty
 
 
 def contradicted(prompts: NDArray[np.int64], right: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -46,8 +47,11 @@ def shared(prompts: NDArray[np.int64], agreed: NDArray[np.float64]) -> NDArray[n
 def mean_logprob(signal: AnySignal) -> float:
     """Return the mean log-probability of an answer's tokens [nats/token].
 
-    A token that is not among the k likeliest has at most the tail's probability, which is taken for it.
+    A token that is not among the k likeliest has at most the tail's probability, which is taken for it. NaN where the
+    teacher gave nothing but the answer.
     """
+    if isinstance(signal, AnswerSignal):
+        return float("nan")
     if isinstance(signal, HiddenSignal):
         return float(signal.logprobs.astype(np.float64).mean())
     with np.errstate(divide="ignore"):  # an empty tail has no probability at all
@@ -67,15 +71,21 @@ def sampled_rows(
 
 
 def quarantine(
-    against: NDArray[np.bool_], agreed: NDArray[np.float64], logprob: NDArray[np.float64], settings: AuditSettings
+    against: NDArray[np.bool_],
+    agreed: NDArray[np.float64],
+    logprob: NDArray[np.float64],
+    settings: AuditSettings,
+    withheld: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.str_]:
     """Return why each row is in quarantine, (N,); empty where it is not.
 
     against: of `contradicted`. agreed: of `agreement`, NaN where no sample was asked for. logprob: of `mean_logprob`.
+    withheld: where the teacher gave no answer.
     """
     doubtful = logprob < settings.min_logprob if settings.min_logprob else np.zeros(len(logprob), np.bool_)
     with np.errstate(invalid="ignore"):
         divided = agreed < settings.agreement
-    signs = [(against & settings.labels, LABEL), (divided, SAMPLES), (doubtful, UNSURE)]
+    missing = np.zeros(len(logprob), np.bool_) if withheld is None else withheld
+    signs = [(missing, WITHHELD), (against & settings.labels, LABEL), (divided, SAMPLES), (doubtful, UNSURE)]
     reasons: NDArray[np.str_] = np.select([sign for sign, _ in signs], [name for _, name in signs], "")
     return reasons

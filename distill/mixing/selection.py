@@ -13,7 +13,17 @@ from distill.settings import MixtureSettings
 TRAINED = "trained"
 DUPLICATE, NEAR_DUPLICATE = "duplicate_exact", "duplicate_near"
 HELD, HELD_BEFORE = "held_for_teacher_error", "held_before"
-OUTCOMES = (TRAINED, DUPLICATE, NEAR_DUPLICATE, audit.LABEL, audit.SAMPLES, audit.UNSURE, HELD, HELD_BEFORE)
+OUTCOMES = (
+    TRAINED,
+    DUPLICATE,
+    NEAR_DUPLICATE,
+    audit.LABEL,
+    audit.SAMPLES,
+    audit.UNSURE,
+    audit.WITHHELD,
+    HELD,
+    HELD_BEFORE,
+)
 
 
 @dataclass(frozen=True)

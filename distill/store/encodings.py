@@ -5,6 +5,7 @@ topk:K         K ids in as few bits as they need, K log-probabilities and the lo
 hidden:bf16    the states as bfloat16, rounded to nearest: 2 D + 6 bytes
 hidden:int8    round(state / scale), scale = the row's largest / 127: D + 10 bytes
 hidden:svdR    float16 coordinates along R leading singular directions (distill/store/basis.py): 2 R + 10 bytes
+answer         of a teacher that gives nothing else: the answer and how it came to its end, 5 bytes
 """
 
 import re
@@ -18,10 +19,11 @@ from numpy.typing import NDArray
 from distill.errors import InputError
 from distill.store import bits, hidden
 from distill.store.basis import Basis
-from distill.teachers.protocol import AnySignal, HiddenSignal, Signal
+from distill.teachers.protocol import AnswerSignal, AnySignal, HiddenSignal, Signal
 
 Rows: TypeAlias = slice | NDArray[np.int64]  # of tokens; a slice makes views where it can
 
+ANSWER = "answer"  # no settings ask for it: whoever can give more does
 FORMAT = r"topk:[1-9]\d*|hidden:(bf16|int8|svd[1-9]\d*)"
 _OUTSIDE = 255  # rank of an answer's token that is not among the k; from k = 255 on a rank has two bytes
 _MOST = 65_535  # k: of those two bytes one value is for tokens outside
@@ -52,18 +54,26 @@ def parse(text: str, where: str = "signal format") -> tuple[str, int]:
 def merged(signals: Sequence[AnySignal]) -> AnySignal:
     """Return the tokens of several signals of one format as one signal."""
     first = signals[0]
-    names = ("states", "logprobs") if isinstance(first, HiddenSignal) else ("ids", "logprobs", "tail")
+    names: tuple[str, ...] = ("ids", "logprobs", "tail")
+    if isinstance(first, (HiddenSignal, AnswerSignal)):
+        names = ("states", "logprobs") if isinstance(first, HiddenSignal) else ("ending",)
     parts = {name: np.concatenate([getattr(signal, name) for signal in signals]) for name in ("answer", *names)}
+    if isinstance(first, AnswerSignal):
+        return AnswerSignal(**parts)
     return HiddenSignal(**parts, format=first.format) if isinstance(first, HiddenSignal) else Signal(**parts)
 
 
 def format_of(signal: AnySignal) -> str:
     """Return the format that a signal is kept in."""
+    if isinstance(signal, AnswerSignal):
+        return ANSWER
     return signal.format if isinstance(signal, HiddenSignal) else f"topk:{signal.ids.shape[1]}"
 
 
 def picked(signal: AnySignal, rows: NDArray[np.int64]) -> AnySignal:
     """Return some tokens of a signal."""
+    if isinstance(signal, AnswerSignal):
+        return AnswerSignal(signal.answer[rows], signal.ending[rows])
     if isinstance(signal, HiddenSignal):
         return HiddenSignal(signal.answer[rows], signal.states[rows], signal.logprobs[rows], signal.format)
     return Signal(signal.answer[rows], signal.ids[rows], signal.logprobs[rows], signal.tail[rows])
@@ -74,6 +84,10 @@ def encode(signal: AnySignal, basis: Basis | None = None) -> Encoded:
 
     Raises InputError for more log-probabilities a token than can be kept.
     """
+    if isinstance(signal, AnswerSignal):
+        return Encoded(
+            ANSWER, {"kept": ANSWER}, {"answer": signal.answer.astype("<i4"), "ending": signal.ending.astype("u1")}
+        )
     if isinstance(signal, HiddenSignal):
         parameters, sections = hidden.encode(signal.states, parse(signal.format)[0], basis)
         beside = {"answer": signal.answer.astype("<i4"), "logprobs": signal.logprobs.astype("<f2")}
@@ -94,6 +108,8 @@ def encode(signal: AnySignal, basis: Basis | None = None) -> Encoded:
 def decode(encoded: Encoded, rows: Rows, basis: Basis | None = None) -> AnySignal:
     """Return the signal of some tokens; a slice's log-probabilities are a view of what is kept."""
     kept, parameters = encoded.sections, encoded.parameters
+    if encoded.format == ANSWER:
+        return AnswerSignal(kept["answer"][rows], kept["ending"][rows])
     if "answer" in kept:
         states = hidden.decode(kept, parameters, rows, basis)
         return HiddenSignal(kept["answer"][rows], states, kept["logprobs"][rows], encoded.format)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from distill.errors import Failure
 from distill.store.encodings import merged
-from distill.teachers.protocol import AnySignal, HiddenSignal, Signal
+from distill.teachers.protocol import ENDINGS, AnswerSignal, AnySignal, HiddenSignal, Signal
 
 Record: TypeAlias = tuple[bytes, int, AnySignal]  # key, tokens of the prompt, signal
 _Test: TypeAlias = tuple[NDArray[np.bool_], str, NDArray[Any]]  # which tokens are wrong, what was expected, values
@@ -28,7 +28,7 @@ def check(records: Sequence[Record]) -> None:
         _check_shapes(key, signal, width)
     whole = merged([signal for _, _, signal in records])
     owner = np.repeat(np.arange(len(records)), [len(signal.answer) for _, _, signal in records])
-    tests = _hidden_tests(whole) if isinstance(whole, HiddenSignal) else _topk_tests(whole)
+    tests = _tests(whole)
     for wrong, required, values in [*tests, (whole.answer < 0, "answer tokens >= 0", whole.answer)]:
         if wrong.any():
             at = int(wrong.argmax())
@@ -36,17 +36,26 @@ def check(records: Sequence[Record]) -> None:
 
 
 def _kind(signal: AnySignal) -> str:
+    if isinstance(signal, AnswerSignal):
+        return "answer"
     return signal.format if isinstance(signal, HiddenSignal) else "topk"
 
 
 def _width(signal: AnySignal) -> int:
+    if isinstance(signal, AnswerSignal):
+        return 1
     wide = signal.states if isinstance(signal, HiddenSignal) else signal.ids
     return int(wide.shape[-1]) if wide.ndim else 0
 
 
 def _check_shapes(key: bytes, signal: AnySignal, width: int) -> None:
     rows = len(signal.answer)
-    if isinstance(signal, HiddenSignal):
+    shapes: list[tuple[int, ...]]
+    got: list[tuple[int, ...]]
+    if isinstance(signal, AnswerSignal):
+        got = [signal.answer.shape, signal.ending.shape]
+        required, shapes = "answer and ending (T,), T > 0", [(rows,), (rows,)]
+    elif isinstance(signal, HiddenSignal):
         got = [signal.answer.shape, signal.states.shape, signal.logprobs.shape]
         required = f"answer and log-probabilities (T,), states (T, {width}), T > 0"
         shapes = [(rows,), (rows, width), (rows,)]
@@ -56,6 +65,12 @@ def _check_shapes(key: bytes, signal: AnySignal, width: int) -> None:
         shapes = [(rows,), (rows, width), (rows, width), (rows,)]
     if not rows or not width or got != shapes:
         _refuse(key, required, f"shapes {got}")
+
+
+def _tests(signal: AnySignal) -> list[_Test]:
+    if isinstance(signal, AnswerSignal):
+        return [(signal.ending >= len(ENDINGS), f"an ending below {len(ENDINGS)}", signal.ending)]
+    return _hidden_tests(signal) if isinstance(signal, HiddenSignal) else _topk_tests(signal)
 
 
 def _topk_tests(signal: Signal) -> list[_Test]:

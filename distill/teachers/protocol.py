@@ -1,4 +1,4 @@
-"""What a teacher is: something that answers prompts and says how likely each answer's tokens were."""
+"""What a teacher is: something that answers prompts and, if it can, says how likely each answer's tokens were."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,25 @@ class HiddenSignal:
     format: str = "hidden:bf16"  # what the store keeps of the states
 
 
-AnySignal: TypeAlias = Signal | HiddenSignal
+# How an answer came to its end. From FILTERED on there is none to learn from or to judge by.
+WHOLE, CUT, FILTERED, REFUSED, EMPTY = range(5)
+ENDINGS = ("whole", "cut", "filtered", "refused", "empty")
+
+
+@dataclass(frozen=True)
+class AnswerSignal:
+    """The teacher's answer of T tokens to one prompt and nothing else: how likely it was is not known.
+
+    An answer that was withheld is the stop token alone.
+    """
+
+    answer: NDArray[np.int32]  # (T,) the stop token included, but for an answer that was cut
+    ending: NDArray[
+        np.uint8
+    ]  # (T,) how it came to its end, an index into ENDINGS, the same for all tokens of an answer
+
+
+AnySignal: TypeAlias = Signal | HiddenSignal | AnswerSignal
 
 
 class Teacher(Protocol):
@@ -43,7 +61,7 @@ class Teacher(Protocol):
 
     @property
     def format(self) -> str:
-        """What a signal holds, as in "topk:32" or "hidden:bf16" (distill.store.encodings)."""
+        """What a signal holds, as in "topk:32", "hidden:bf16" or "answer" (distill.store.encodings)."""
 
     @property
     def sampling(self) -> str:

@@ -4,6 +4,8 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any
 
@@ -11,6 +13,7 @@ import anyio
 import httpx
 
 from distill.errors import Failure, InputError
+from distill.teachers.spent import Spent as Spent
 
 _FIRST_REST, _LONGEST_REST = 0.25, 15.0  # seconds a failing server is left alone: doubled each time, with jitter
 _ATTEMPTS = 5  # a request that so many servers took and did not answer is not sent again
@@ -30,17 +33,16 @@ class Server:
     rests_until: float = 0.0  # of the monotonic clock
 
 
-@dataclass
-class Spent:
-    """What asking took beside the answers themselves."""
+class Refused(InputError):
+    """A server understood a request and will not answer it; `said` is its JSON, or the text that is none."""
 
-    requests: int = 0
-    retries: int = 0
-    waited_seconds: float = 0.0  # of all requests together, until a server was there to be asked
+    def __init__(self, reason: str, said: Any = None) -> None:
+        super().__init__(reason)
+        self.said = said
 
 
-class Absent(InputError):
-    """A server does not know the path that it was asked for."""
+class Absent(Refused):
+    """A server does not know the path, or not what it was asked for there."""
 
 
 class Servers:
@@ -86,8 +88,11 @@ class Servers:
             server = await self._free()
             self.spent.requests += 1
             server.load += 1
+            began = time.monotonic()
             try:
-                return server, await self._send(server, "POST", path, body)
+                reply = await self._send(server, "POST", path, body)
+                self.spent.answered(time.monotonic() - began)
+                return server, reply
             except _Lost as lost:
                 self.spent.retries += 1
                 taken += lost.taken
@@ -132,6 +137,13 @@ class Servers:
             if ready := [server for server in awake if not (server.failures and server.load)]:
                 self.spent.waited_seconds += now - began
                 return min(ready, key=lambda server: server.load)
+            soonest = min(server.rests_until for server in self.servers)
+            if (longer := soonest - now) > max(self._outage, _LONGEST_REST):
+                raise Failure(
+                    f"the teacher's servers want to be left alone for another {longer:.0f} s, and teacher."
+                    f"outage_seconds is {self._outage:g}, last: {self._last}; what was answered before is stored: ask "
+                    "again then"
+                )
             if now - self._answered > self._outage:
                 raise Failure(
                     f"no teacher server has answered for {self._outage:g} s, last: {self._last}; what was answered "
@@ -154,11 +166,16 @@ class Servers:
                 "with, REDISTILL_TEACHER_API_KEY"
             )
         if response.status_code == _BUSY or response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
-            raise self._rest(server, _told(response), taken=response.status_code != _BUSY)
+            asked = _retry_after(response)
+            raise self._rest(server, _told(response), taken=response.status_code != _BUSY, at_least=asked)
         if response.status_code == httpx.codes.NOT_FOUND:
-            raise Absent(f"{server.url} has no {path}: teacher.urls names something else than a teacher's servers")
+            raise Absent(
+                f"{server.url}{path} is not there ({_told(response)}): teacher.urls names something else than a "
+                "teacher's servers, or the model is not served there",
+                _json(response),
+            )
         if response.is_error:
-            raise InputError(f"{server.url}{path} refused the request: {_told(response)}")
+            raise Refused(f"{server.url}{path} refused the request: {_told(response)}", _json(response))
         try:
             told = response.json()
         except ValueError as error:
@@ -177,11 +194,14 @@ class Servers:
             else:
                 await client.aclose()
 
-    def _rest(self, server: Server, reason: str, *, taken: bool) -> "_Lost":
+    def _rest(self, server: Server, reason: str, *, taken: bool, at_least: float = 0.0) -> "_Lost":
         if server.rests_until <= time.monotonic():  # what was under way when it failed first is no further failure
             server.failures += 1
+            self.spent.rests += 1
             longest = min(_LONGEST_REST, _FIRST_REST * 2 ** min(server.failures - 1, 16))
             server.rests_until = time.monotonic() + random.uniform(longest / 2, longest)  # noqa: S311
+        if at_least:  # it said itself how long; not all come back in the same instant
+            server.rests_until = max(server.rests_until, time.monotonic() + at_least + random.uniform(0, 0.1))  # noqa: S311
         self._last = f"{server.url}: {reason}"
         return _Lost(self._last, taken)
 
@@ -196,3 +216,26 @@ class _Lost(Exception):
 
 def _told(response: httpx.Response) -> str:
     return f"HTTP {response.status_code} {' '.join(response.text.split())[:300]}"
+
+
+def _json(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return response.text
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Return the seconds that a server wants to be left alone for, 0 where it does not say (RFC 9110, 10.2.3)."""
+    said = response.headers.get("Retry-After", "").strip()
+    if not said:
+        return 0.0
+    try:
+        return max(0.0, float(said))
+    except ValueError:
+        pass
+    try:
+        until = parsedate_to_datetime(said)
+    except ValueError:  # neither a number nor a date: as if it had not been said
+        return 0.0
+    return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

@@ -70,6 +70,14 @@ def test_the_environment_can_name_the_file(config: Path, monkeypatch: pytest.Mon
             ["policy.notify = 'nonsense'", "redistill.toml", "TYPE/NAME", "slack-webhook/"],
         ),
         ('[reference]\nwindow = "last year"', ["reference.window = 'last year'", "redistill.toml"]),
+        (
+            '[teacher]\nbackend = "openai"\nurls = "http://x"\nserved_model = "big"',
+            ["teacher.backend", "redistill.toml", "how likely", "training.divergence to none", "error_share to 0"],
+        ),
+        (
+            '[teacher]\nbackend = "openai"\nurls = "http://x"\nserved_model = "big"\n[training]\ndivergence = "none"',
+            ["mixture.error_share", "redistill.toml", "the teacher-error set", "set mixture.error_share to 0"],
+        ),
         ("training = 3", ["training = 3", "redistill.toml"]),
         ("[training\nepochs = 2", ["redistill.toml", "cannot be read as TOML"]),
     ],
@@ -194,6 +202,7 @@ def test_a_password_in_an_address_is_refused_and_not_shown() -> None:
 def test_places_ports_and_time_limits_do_not_change_a_result() -> None:
     changing = set(result_changing(Settings()))
     places = {"workspace", "student.base", "teacher.model", "traffic.path", "registry.uri", "packaging.port"}
+    places |= {"teacher.price_prompt", "teacher.price_answer", "teacher.currency", "teacher.metrics_file"}
     assert not places & changing
     assert {"training.epochs", "judging.margin", "drift.psi_bound", "traffic.held_out_from", "features.use"} <= changing
 
