@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.textbook import divergence_of, outcomes
-from distill.divergence import IGNORED, Head, Hidden, Teacher, TopK, losses
+from distill.divergence import IGNORED, Head, Hidden, TopK, losses
 from distill.loss.formulas import FORMULAS
 from distill.settings import Divergence
 
@@ -37,7 +37,7 @@ class Case(NamedTuple):
 
     hidden: Tensor
     head: Tensor
-    teacher: Teacher
+    teacher: TopK | Hidden
     targets: Tensor
     weights: Tensor  # of the divergence
     target_weights: Tensor
@@ -47,7 +47,7 @@ class Case(NamedTuple):
         wide = _wide(dtype)
         if isinstance(self.teacher, Hidden):
             states, layer = self.teacher.states.to(device, dtype), self.teacher.head.weight.to(device, dtype)
-            teacher: Teacher = Hidden(states, Head(layer))
+            teacher: TopK | Hidden = Hidden(states, Head(layer))
         else:
             ids, *masses = (part.to(device) for part in self.teacher)
             teacher = TopK(ids, masses[0].to(wide), masses[1].to(wide))

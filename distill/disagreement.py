@@ -15,6 +15,12 @@ def disagreement(teacher: TeacherSettings, training: TrainingSettings) -> tuple[
             f"set training.replicas to a divisor of {all_processes}",
             ("training.replicas", "training.processes", "training.nodes"),
         )
+    if teacher.cross_tokenizer and (hidden or training.live_teacher):
+        return (
+            "of a teacher with another tokenizer a student learns the likeliest tokens alone, which are text: set "
+            "teacher.signals_format to topk:K and training.live_teacher to false, or teacher.cross_tokenizer to false",
+            ("teacher.cross_tokenizer", "teacher.signals_format", "training.live_teacher"),
+        )
     if training.live_teacher:
         return None
     if training.attention_weight:

@@ -24,9 +24,11 @@ def prepare(
 
     `output` gets mixture.safetensors, signals/ (unless teacher.signals names another store) and request.json; each
     prompt is a row of it, and what is cut or bought is told to `on_line`. Raises InputError before the teacher is
-    loaded when there is nothing to learn, a checkpoint is missing, the tokenizers differ, the settings contradict each
-    other or `output` cannot be written, and after it was asked when `output` has another training.
+    loaded when there is nothing to learn, a checkpoint is missing, the tokenizers differ and teacher.cross_tokenizer is
+    false, the settings contradict each other or `output` cannot be written, and after it was asked when `output` has
+    another training, or fewer tokens than teacher.min_aligned are aligned.
     """
+    from distill.alignment.rows import aligned
     from distill.checkpoint import resolve
     from distill.prompts import encode, load_tokenizer
     from distill.signals import SignalStore, obtain
@@ -40,19 +42,28 @@ def prepare(
     tokenizer = load_tokenizer(start)
     asked.check(tokenizer, teacher.top_k)
     places.writable(folder)
+    asked_with = asked.asked_with(tokenizer)
     encoded = encode(tokenizer, prompts, student.max_prompt_tokens)
+    spoken = encoded if asked_with is tokenizer else encode(asked_with, prompts, student.max_prompt_tokens)
     _fits(start, max(map(len, encoded.ids)) + student.max_new_tokens)
-    if encoded.truncated:
-        on_line(
-            f"{encoded.truncated} of {len(prompts)} prompts are longer than student.max_prompt_tokens = "
-            f"{student.max_prompt_tokens}: they lost the beginning of their text"
-        )
+    for part, whose in ((encoded, ""), *(((spoken, " in the teacher's tokens"),) if spoken is not encoded else ())):
+        if part.truncated:
+            on_line(
+                f"{part.truncated} of {len(prompts)} prompts are longer than student.max_prompt_tokens = "
+                f"{student.max_prompt_tokens}{whose}: they lost the beginning of their text"
+            )
     signals = _place(teacher.signals, folder / "signals")
-    found = obtain(SignalStore(signals), asked, encoded.ids, progress=_tenths(on_line))
+    store = SignalStore(signals)
+    found = obtain(store, asked, spoken.ids, progress=_tenths(on_line))
     on_line(
         f"teacher: {len(prompts)} prompts, {found.bought_rows} asked and {found.reused_rows} found again "
         f"({found.bought_tokens} and {found.reused_tokens} tokens)"
     )
+    alignment, report = aligned(
+        store, found.keys, asked, tokenizer, start, max_new_tokens=student.max_new_tokens, least=teacher.min_aligned
+    )
+    if report:
+        on_line(report.told())
     beside = training.live_teacher or asked.kind != "topk"
     request = TrainRequest(
         start=str(start),
@@ -66,7 +77,7 @@ def prepare(
         teacher_sha256=asked.digest if beside else "",
     )
     partial = folder / "mixture.safetensors.partial"
-    mixture.save(partial, encoded.ids, found.keys)
+    mixture.save(partial, encoded.ids, found.keys, alignment=alignment)
     belonging.check(request, partial)  # else the request of a finished training would be written over
     os.replace(partial, request.mixture)
     request.save(folder / "request.json")

@@ -13,10 +13,10 @@ from prefect.logging import get_run_logger
 
 from distill.mixing import audit
 from distill.signals import Obtained, SignalStore
-from tasks import mix, progress, purchases
+from tasks import crossing, mix, progress, purchases
 from tasks.learned import learned_rows
 from tasks.run import Run, run_stage
-from tasks.teaching import Teaching, teacher_of
+from tasks.teaching import Teaching, asked_with, teacher_of
 
 
 @task(name="teach", cache_policy=NO_CACHE)
@@ -31,7 +31,8 @@ def teach(run: Run, log: str, start: Path, settings: Teaching) -> dict[str, Any]
         at = mix.to_sample(rows, told, mix.labelled(rows, told.texts), settings)
         agreed, samples = sampled(prompts, at, told, start, settings, asked)
         chosen = mix.mix(run, rows, prompts, told, agreed, settings)
-        counts = mix.write(folder, rows, prompts, obtained, told, chosen)
+        own = crossing.own_tokens(rows, prompts, obtained, chosen, start, settings)
+        counts = mix.write(folder, rows, own.prompts, obtained, told, chosen, own.alignment)
         costs = asdict(mix.with_samples(obtained, samples))
         del costs["keys"]
         return {
@@ -42,6 +43,7 @@ def teach(run: Run, log: str, start: Path, settings: Teaching) -> dict[str, Any]
             "sampled_rows": len(at),
             **counts,
             **costs,
+            **own.told,
         }
 
     result = run_stage(
@@ -64,6 +66,8 @@ def teach(run: Run, log: str, start: Path, settings: Teaching) -> dict[str, Any]
     purchases.record(run, "signals", settings.ledger)
     logger, outcomes, labels = get_run_logger(), result["outcomes"], result["labelled_rows"]
     logger.info("teacher signals: %d tokens bought, %d reused", result["bought_tokens"], result["reused_tokens"])
+    if "alignment" in result:
+        logger.info("%s", result["alignment"]["told"])
     logger.info("mixture: %d rows, of which %s", result["rows"], {name: n for name, n in outcomes.items() if n})
     if outcomes[audit.LABEL] > labels / 2:
         logger.warning(
@@ -86,9 +90,8 @@ def sampled(
     at: the rows to ask about. Each sample is a signal of its own kind, so that it too is bought once.
     """
     from distill.generation import Sampling
-    from distill.prompts import load_tokenizer
 
-    agreed, store, tokenizer = np.full(len(prompts), np.nan), SignalStore(settings.signals), load_tokenizer(start)
+    agreed, store, tokenizer = np.full(len(prompts), np.nan), SignalStore(settings.signals), asked_with(start, settings)
     bought, same = [], []
     for number in range(settings.audit.samples if len(at) else 0):
         drawn = Sampling(settings.audit.temperature, settings.training.seed + number)
@@ -107,14 +110,13 @@ def ask(
 ) -> tuple[list[np.ndarray[Any, Any]], int, Obtained]:
     """Return (token ids of the prompts, how many were cut, the teacher's signals for them), bought where not stored.
 
-    asked: the file that keeps what a stage bought although it is killed (Run.asked).
+    asked: the file that keeps what a stage bought although it is killed (Run.asked). The ids are of asked_with.
     """
     from distill.prompts import encode, load_tokenizer
 
-    tokenizer = load_tokenizer(start)
     teacher = teacher_of(settings)
-    teacher.check(tokenizer, settings.teacher.top_k)
-    encoded = encode(tokenizer, prompts, settings.student.max_prompt_tokens)
+    teacher.check(load_tokenizer(start), settings.teacher.top_k)
+    encoded = encode(asked_with(start, settings), prompts, settings.student.max_prompt_tokens)
     with progress.bar(what, "prompts") as shown:
         obtained = purchases.buy(SignalStore(settings.signals), teacher, encoded.ids, asked, shown)
     return encoded.ids, encoded.truncated, obtained
@@ -122,10 +124,8 @@ def ask(
 
 def answers(prompts: list[str], start: Path, settings: Teaching, asked: Path, what: str) -> tuple[list[str], Obtained]:
     """Return the teacher's answers as text, with what they cost; `what` names the rows to people."""
-    from distill.prompts import load_tokenizer
-
     _, _, obtained = ask(prompts, start, settings, asked, f"teacher: {what}")
-    store, tokenizer = SignalStore(settings.signals), load_tokenizer(start)
+    store, tokenizer = SignalStore(settings.signals), asked_with(start, settings)
     ids = [store.get(key.tobytes()).answer for key in obtained.keys]
     return [tokenizer.decode(answer, skip_special_tokens=True) for answer in ids], obtained
 

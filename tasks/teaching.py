@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from distill.checkpoint import resolve
 from distill.errors import InputError
@@ -37,6 +37,17 @@ def teacher_of(settings: Teaching, drawn: "Sampling | None" = None) -> "LocalTea
     asked, key = settings.teacher, _secret(settings.teacher.api_key_secret)
     urls = teacher_server.addresses(asked, str(resolve(asked.model, "teacher.model")), key)
     return chosen.teacher_of(settings.student, asked, drawn, urls=urls, api_key=key)
+
+
+def asked_with(start: Path, settings: Teaching) -> Any:
+    """Return the tokenizer of what the teacher is asked and answers: the student's, or its own where they may differ.
+
+    start: the student's checkpoint. Raises InputError for one that signals could not teach.
+    """
+    from distill.prompts import load_tokenizer
+
+    tokenizer = load_tokenizer(start)
+    return teacher_of(settings).asked_with(tokenizer) if settings.teacher.cross_tokenizer else tokenizer
 
 
 def _secret(name: str) -> str:

@@ -31,6 +31,7 @@ from distill.teachers.beside import Beside, beside, check_weights
 from distill.teachers.local import LocalTeacher
 from distill.trainer import train
 from tests.distill.test_guards import trained
+from distill.training.steplog import PARTS
 
 CPU = torch.device("cpu")
 Records = Callable[[Path], list[dict[str, Any]]]
@@ -94,7 +95,8 @@ def one_step(
         pad=0,
         seed=0,
     )
-    step, objective, total = batches.step(0), Objective(student, settings, layout, teacher), torch.zeros(5).double()
+    step, objective = batches.step(0), Objective(student, settings, layout, teacher)
+    total = torch.zeros(len(PARTS), dtype=torch.float64)
     for batch in step.passes:
         loss, parts = objective(batch)
         loss.backward()
