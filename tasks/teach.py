@@ -26,7 +26,11 @@ def teach(run: Run, log: str, start: Path, settings: Teaching) -> dict[str, Any]
     def work(folder: Path) -> dict[str, Any]:
         rows = learned_rows(run, log, settings)
         asked = run.asked("signals")
-        prompts, truncated, obtained = ask(rows["prompt"].tolist(), start, settings, asked, "teacher: signals")
+        texts = rows["prompt"].tolist()
+        crossing.try_out(
+            texts, start, settings, lambda some: ask(some, start, settings, asked, "teacher: the first signals")[2]
+        )
+        prompts, truncated, obtained = ask(texts, start, settings, asked, "teacher: signals")
         told = mix.heard(run, rows, start, obtained, settings)
         at = mix.to_sample(rows, told, mix.labelled(rows, told.texts), settings)
         agreed, samples = sampled(prompts, at, told, start, settings, asked)

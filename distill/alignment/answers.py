@@ -143,9 +143,12 @@ def stops_of(folder: Path, tokenizer: Tokenizer) -> list[int]:
     return stop_tokens(own, tokenizer)
 
 
-def require(report: Report, least: float, teacher: str, student: str) -> None:
-    """Raise InputError, with the share, when fewer of the answers' tokens are aligned than teacher.min_aligned."""
-    if report.aligned_share < least:
+def require(report: Report, least: float, teacher: str, student: str, slack: float = 1.0) -> None:
+    """Raise InputError, with the share, when fewer of the answers' tokens are aligned than teacher.min_aligned.
+
+    slack: of so few answers that their share may be off, how much of `least` is enough.
+    """
+    if report.aligned_share < slack * least:
         raise InputError(
             f"{report.matched_tokens} of {report.answer_tokens} answer tokens, {report.aligned_share:.1%}, of the "
             f"student {student!r} stand where the same token of teacher {teacher!r} stood, but teacher.min_aligned is "

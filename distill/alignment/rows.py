@@ -18,10 +18,11 @@ def aligned(
     *,
     max_new_tokens: int,
     least: float,
+    slack: float = 1.0,
 ) -> tuple[Alignment | None, Report | None]:
     """Return the alignment of some rows' answers and a report of it, or None where both have one tokenizer.
 
-    start: the student's checkpoint. Raises InputError when the aligned share is below `least`.
+    start: the student's checkpoint. Raises InputError when the aligned share is below `slack` times `least`.
     """
     if teacher.asked_with(student) is student:
         return None, None
@@ -33,5 +34,5 @@ def aligned(
         longest=max_new_tokens,
     )
     alignment, report = aligner.align(store.get(key.tobytes()).answer for key in keys)
-    require(report, least, teacher.model, str(start))
+    require(report, least, teacher.model, str(start), slack)
     return alignment, report

@@ -82,9 +82,9 @@ def _against_aligned(work: Work, teacher: Aligned, log_q: Tensor, q: Tensor, row
     """Return (divergence, ULD) of all the rows; log q becomes their gradient."""
     named, gradient = by_name(teacher, log_q, q, work.formula, work.beta)
     ranked, of_ranks = by_rank(teacher, q)
-    weights = work.divergence_weights[rows]
-    torch.mul(gradient, weights[:, None], out=log_q).addcmul_(of_ranks, teacher.weights[:, None])
-    return torch.dot(named.double(), weights.double()), torch.dot(ranked.double(), teacher.weights.double())
+    weights, by_ranks = work.divergence_weights[rows], teacher.weights.to(q.dtype)
+    torch.mul(gradient, weights[:, None], out=log_q).addcmul_(of_ranks, by_ranks[:, None])
+    return torch.dot(named.double(), weights.double()), torch.dot(ranked.double(), by_ranks.double())
 
 
 def _against(
