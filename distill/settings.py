@@ -180,7 +180,7 @@ class TrainingSettings(Section):
         0.1, ge=0, description="weight of cross entropy on the teacher's answer beside the divergence [factor]"
     )
     uld_weight: float = Field(
-        1.5,
+        0.5,
         ge=0,
         description="teacher.cross_tokenizer: weight of the distance of sorted probabilities where tokens differ "
         "[factor]",
