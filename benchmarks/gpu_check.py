@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.textbook import divergence_of, outcomes
-from distill.divergence import IGNORED, Head, Hidden, Teacher, TopK, losses
+from distill.divergence import IGNORED, Head, Hidden, TopK, losses
 from distill.loss.formulas import FORMULAS
 from distill.settings import Divergence, LossKernel
 
@@ -38,7 +38,7 @@ class Case(NamedTuple):
 
     hidden: Tensor
     head: Tensor
-    teacher: Teacher
+    teacher: TopK | Hidden
     targets: Tensor
     weights: Tensor  # of the divergence
     target_weights: Tensor
@@ -48,7 +48,7 @@ class Case(NamedTuple):
         wide = _wide(dtype)
         if isinstance(self.teacher, Hidden):
             states, layer = self.teacher.states.to(device, dtype), self.teacher.head.weight.to(device, dtype)
-            teacher: Teacher = Hidden(states, Head(layer))
+            teacher: TopK | Hidden = Hidden(states, Head(layer))
         else:
             ids, *masses = (part.to(device) for part in self.teacher)
             teacher = TopK(ids, masses[0].to(wide), masses[1].to(wide))

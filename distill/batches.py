@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.alignment.translated import Translated, translated
 from distill.batching.order import Order
 from distill.batching.packing import Bin, Layout, dealt, passes
 from distill.errors import InputError
@@ -31,7 +32,7 @@ class Batch:
     answer_at: NDArray[np.int64]  # (A,) flat positions in (B, L) that predict an answer token
     answer: NDArray[np.int64]  # (A,) that token
     answer_share: NDArray[np.float32]  # (A,)
-    signal: AnySignal | None  # the teacher's, of these A tokens; None where there are none
+    signal: AnySignal | Translated | None  # the teacher's, of these A tokens; None where there are none
     prompt_at: NDArray[np.int64]  # (P,) flat positions that predict a prompt token: all but each row's first
     prompt: NDArray[np.int64]  # (P,) that token
     prompt_share: NDArray[np.float32]  # (P,)
@@ -86,7 +87,10 @@ class Batches:
         self.prompts = np.diff(mixture.offsets)  # (rows,) tokens of each prompt
         if (empty := np.flatnonzero(self.prompts == 0)).size:
             raise InputError(f"row {empty[0]} of the mixture has an empty prompt: nothing could predict its answer")
-        self.lengths: NDArray[np.int64] = signals.tokens(mixture.keys)  # (rows,) of prompt and answer
+        whole = signals.tokens(mixture.keys)
+        if mixture.alignment:  # the store has counted the teacher's
+            whole = self.prompts + np.diff(mixture.alignment.offsets)
+        self.lengths: NDArray[np.int64] = whole  # (rows,) of prompt and answer
         # A model that is given no positions counts padding as well, and may have none beyond its context. No row is
         # longer than that; packed bins may be, in which positions begin anew.
         self.longest = int(self.lengths.max(initial=1)) if layout == "padded" else None
@@ -130,8 +134,7 @@ def collate(
     no bin longer than `longest` [tokens].
     """
     rows = [row for members in bins for row in members]
-    answers, signal = signals.get_many(mixture.keys[rows]) if rows else (np.zeros(0, np.int64), None)
-    spoken = np.split(signal.answer, np.cumsum(answers)[:-1]) if signal else []
+    answers, spoken, signal = _said(mixture, signals, rows) if rows else (np.zeros(0, np.int64), [], None)
     prompts = [mixture.prompt(row) for row in rows]
     lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, spoken, strict=True)]
     starts, length = _places([len(members) for members in bins], lengths, longest)
@@ -158,6 +161,17 @@ def collate(
         prompt=_joined([prompt[1:] for prompt in prompts], np.int64),
         prompt_share=np.repeat(share[1], [p - 1 for p in asked]).astype(np.float32),
     )
+
+
+def _said(
+    mixture: Mixture, signals: SignalStore, rows: list[int]
+) -> tuple[NDArray[np.int64], list[NDArray[np.int32]], AnySignal | Translated]:
+    """Return (length of each row's answer, the answers, what the teacher said of them) in the student's tokens."""
+    answers, signal = signals.get_many(mixture.keys[rows])
+    if not mixture.alignment:
+        return answers, np.split(signal.answer, np.cumsum(answers)[:-1]), signal
+    spoken = [mixture.alignment.answer(row) for row in rows]
+    return np.array([len(row) for row in spoken]), spoken, translated(signal, answers, mixture.alignment, rows)
 
 
 def _places(members: Sequence[int], lengths: Sequence[int], longest: int | None) -> tuple[list[int], int]:

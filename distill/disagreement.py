@@ -19,6 +19,12 @@ def disagreement(teacher: TeacherSettings, training: TrainingSettings) -> tuple[
         )
     if teacher.backend == "openai":
         return _answers_alone(teacher, training)
+    if teacher.cross_tokenizer and (hidden or training.live_teacher):
+        return (
+            "of a teacher with another tokenizer a student learns the likeliest tokens alone, which are text: set "
+            "teacher.signals_format to topk:K and training.live_teacher to false, or teacher.cross_tokenizer to false",
+            ("teacher.cross_tokenizer", "teacher.signals_format", "training.live_teacher"),
+        )
     if training.live_teacher:
         return None
     if training.attention_weight:
@@ -81,6 +87,7 @@ def _answers_alone(teacher: TeacherSettings, training: TrainingSettings) -> tupl
         "training.temperature": (training.temperature != 1, "1"),
         "teacher.signals_format": (bool(teacher.signals_format), "empty"),
         "teacher.serve": (teacher.serve, "false"),
+        "teacher.cross_tokenizer": (teacher.cross_tokenizer, "false"),
     }
     if not (found := {key: value for key, (is_wrong, value) in wrong.items() if is_wrong}):
         return None

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from distill.errors import InputError
+from distill.loss.aligned import Aligned
 from distill.loss.formulas import FORMULAS
 from distill.loss.tile import Head, Hidden, Teacher, TopK, Work, loss_of_rows
 from distill.settings import Divergence, LossKernel
 
-__all__ = ["IGNORED", "TILE", "Head", "Hidden", "Losses", "Teacher", "TopK", "check_kernel", "losses"]
+__all__ = ["IGNORED", "TILE", "Aligned", "Head", "Hidden", "Losses", "Teacher", "TopK", "check_kernel", "losses"]
 
 OfRows: TypeAlias = Callable[[list[Tensor], slice], Tensor]  # logits of some rows, which become the gradient in them
 
@@ -36,9 +37,10 @@ IGNORED = -100  # the target of a token without cross entropy
 class Losses(NamedTuple):
     """What came of it; only the total carries a gradient."""
 
-    total: Tensor  # divergence + cross entropy, a scalar
+    total: Tensor  # divergence + cross entropy + ULD, a scalar
     divergence: Tensor  # sum over tokens of divergence_weights * D(teacher, student), float64
     cross_entropy: Tensor  # sum over tokens of target_weights * -log student(target), float64
+    uld: Tensor  # sum over tokens of the teacher's weights * ULD, float64; 0 unless it is Aligned
 
 
 def losses(
@@ -111,13 +113,13 @@ class _OnePass(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: Work, of_rows: OfRows, learning: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         wanted = [learning and needed for needed in ctx.needs_input_grad[:3]]
         states, wide = hidden.detach(), _wide(hidden.dtype)
         of_hidden = torch.empty_like(states) if wanted[0] else None
         of_weight = torch.empty_like(weight, dtype=wide) if wanted[1] else None
         of_bias = torch.zeros_like(bias, dtype=wide) if wanted[2] and bias is not None else None
-        sums = states.new_zeros(2, dtype=torch.float64)
+        sums = states.new_zeros(3, dtype=torch.float64)
         buffers = [states.new_empty(min(TILE, len(states)), len(weight), dtype=wide) for _ in _logits_of(work)]
         for rows in _slices(len(states), TILE):
             logits = [
@@ -143,7 +145,7 @@ class _OnePass(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         total = sums.sum().to(wide)
         ctx.mark_non_differentiable(*(parts := sums.unbind()))
-        return total, parts[0], parts[1]
+        return total, parts[0], parts[1], parts[2]
 
     @staticmethod
     def backward(ctx: Any, of_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
@@ -227,6 +229,8 @@ def _check_shapes(hidden: Tensor, head: Head, teacher: Teacher | None, temperatu
             f"hidden states in {hidden.dtype} and a head in {head.weight.dtype}: bring one to the other's dtype"
         )
     vocabulary = len(head.weight)
+    if isinstance(teacher, Aligned) and temperature != 1:
+        raise InputError(f"temperature {temperature} with a teacher of another tokenizer: it is compared at 1 alone")
     if isinstance(teacher, TopK):
         if teacher.ids.shape[-1] > vocabulary:
             raise InputError(f"the teacher kept {teacher.ids.shape[-1]} tokens, the student has {vocabulary}")
@@ -251,7 +255,10 @@ def _check_ids(targets: Tensor | None, teacher: Teacher | None, vocabulary: int)
     """Raise InputError for token ids that the vocabulary does not have."""
     if targets is None and teacher is None:
         raise InputError("neither a teacher nor targets: there is nothing to learn")
-    given = {"targets": targets, "the teacher's kept tokens": teacher.ids if isinstance(teacher, TopK) else None}
+    given = {
+        "targets": targets,
+        "the teacher's kept tokens": None if teacher is None or isinstance(teacher, Hidden) else teacher.ids,
+    }
     for name, ids in given.items():
         # Of ids on a GPU nothing is known here without waiting for the device: what is made of files is checked there.
         if ids is None or ids.device.type != "cpu":

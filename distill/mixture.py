@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.alignment import file as alignment_file
+from distill.alignment.alignment import Alignment
 from distill.errors import InputError
 
 
@@ -17,6 +19,7 @@ class Mixture:
     offsets: NDArray[np.int64]  # (rows + 1,) where each begins
     keys: NDArray[np.uint8]  # (rows, 32)
     weights: NDArray[np.float32]  # (rows,) what each of a row's tokens counts, 1 on average
+    alignment: Alignment | None = None  # the answers in the student's tokens, where the teacher's are others
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -41,10 +44,12 @@ def save(
     prompts: list[NDArray[np.int32]],
     keys: NDArray[np.uint8],
     weights: NDArray[np.float32] | None = None,
+    alignment: Alignment | None = None,
 ) -> None:
     """Write the rows of a mixture as one safetensors file; without weights all rows count the same.
 
-    Raises InputError when the parts are not of as many rows, or the weights are not positive with mean 1.
+    alignment: of these rows, where the teacher has another tokenizer; prompts are in the student's tokens. Raises
+    InputError when the parts are not of as many rows, or the weights are not positive with mean 1.
     """
     from safetensors.numpy import save_file
 
@@ -61,7 +66,8 @@ def save(
     np.cumsum([len(prompt) for prompt in prompts], out=offsets[1:])
     tokens = np.concatenate(prompts).astype(np.int32) if prompts else np.zeros(0, np.int32)
     keys = np.ascontiguousarray(keys)
-    save_file({"tokens": tokens, "offsets": offsets, "keys": keys, "weights": np.ascontiguousarray(weights)}, str(path))
+    parts = {"tokens": tokens, "offsets": offsets, "keys": keys, "weights": np.ascontiguousarray(weights)}
+    save_file({**parts, **(alignment_file.parts(alignment) if alignment else {})}, str(path))
 
 
 def load(path: Path) -> Mixture:
@@ -75,13 +81,16 @@ def load(path: Path) -> Mixture:
     try:
         parts = load_file(str(path))
         parts.setdefault("weights", np.ones(len(parts["keys"]), np.float32))
-        rows = Mixture(**parts)
+        alignment = alignment_file.taken(parts)
+        rows = Mixture(**parts, alignment=alignment)
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise InputError(
             f"mixture {str(path)!r} cannot be read ({type(error).__name__}: {error}): name the file that goes with the "
             "request, or make it again"
         ) from error
     _check(rows, f"mixture {str(path)!r}")
+    if rows.alignment:
+        alignment_file.check(rows.alignment, len(rows), f"mixture {str(path)!r}")
     return rows
 
 

@@ -33,10 +33,12 @@ def prepare(
 
     `output` gets mixture.safetensors, signals/ (unless teacher.signals names another store) and request.json; each
     prompt is a row of it, and what is cut or bought is told to `on_line`. Raises InputError before the teacher is
-    loaded when there is nothing to learn, a checkpoint is missing, the tokenizers differ, the settings contradict each
-    other or `output` cannot be written, and after it was asked when `output` has another training; Failure when it
-    withheld all of its answers. What an endpoint withheld is no row, and is told.
+    loaded when there is nothing to learn, a checkpoint is missing, the tokenizers differ and teacher.cross_tokenizer is
+    false, the settings contradict each other or `output` cannot be written, and after it was asked when `output` has
+    another training, or fewer tokens than teacher.min_aligned are aligned; Failure when it withheld all of its answers.
+    What an endpoint withheld is no row, and is told.
     """
+    from distill.alignment.rows import aligned
     from distill.checkpoint import resolve
     from distill.prompts import encode, load_tokenizer
     from distill.signals import SignalStore, obtain
@@ -53,20 +55,29 @@ def prepare(
     asked = teacher_of(student, teacher, spoken=texts)
     asked.check(tokenizer, teacher.top_k)
     places.writable(folder)
+    asked_with = asked.asked_with(tokenizer) if teacher.cross_tokenizer else tokenizer
+    heard = encoded if asked_with is tokenizer else encode(asked_with, prompts, student.max_prompt_tokens)
     _fits(start, max(map(len, encoded.ids)) + student.max_new_tokens)
-    if encoded.truncated:
-        on_line(
-            f"{encoded.truncated} of {len(prompts)} prompts are longer than student.max_prompt_tokens = "
-            f"{student.max_prompt_tokens}: they lost the beginning of their text"
-        )
+    for part, whose in ((encoded, ""), *(((heard, " in the teacher's tokens"),) if heard is not encoded else ())):
+        if part.truncated:
+            on_line(
+                f"{part.truncated} of {len(prompts)} prompts are longer than student.max_prompt_tokens = "
+                f"{student.max_prompt_tokens}{whose}: they lost the beginning of their text"
+            )
     signals = _place(teacher.signals, folder / "signals")
     store = SignalStore(signals)
-    found = obtain(store, asked, encoded.ids, progress=_tenths(on_line))
+    found = obtain(store, asked, heard.ids, progress=_tenths(on_line))
     on_line(
         f"teacher: {len(prompts)} prompts, {found.bought_rows} asked and {found.reused_rows} found again "
         f"({found.bought_tokens} and {found.reused_tokens} tokens)"
     )
-    learned = _answered(store, found.keys, on_line)
+    learned, alignment = _answered(store, found.keys, on_line), None
+    if teacher.cross_tokenizer:
+        alignment, report = aligned(
+            store, found.keys, asked, tokenizer, start, max_new_tokens=student.max_new_tokens, least=teacher.min_aligned
+        )
+        if report:
+            on_line(report.told())
     request = TrainRequest(
         start=str(start),
         mixture=str(folder / "mixture.safetensors"),
@@ -78,7 +89,7 @@ def prepare(
         **_beside(asked, training),
     )
     partial = folder / "mixture.safetensors.partial"
-    mixture.save(partial, [encoded.ids[at] for at in learned], found.keys[learned])
+    mixture.save(partial, [encoded.ids[at] for at in learned], found.keys[learned], alignment=alignment)
     belonging.check(request, partial)  # else the request of a finished training would be written over
     os.replace(partial, request.mixture)
     request.save(folder / "request.json")

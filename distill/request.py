@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from distill.errors import InputError
-from distill.settings import LOCATION, TrainingSettings
+from distill.settings import TrainingSettings, identifies
 
 PROGRESS = "redistill.step "  # begins a line that holds a step's record as JSON
 ERROR = "redistill.error "  # begins the line in which an agent says why its attempt failed (Failed)
@@ -42,7 +42,7 @@ class TrainRequest:
         asked["settings"] = {
             name: value
             for name, value in self.settings.model_dump(mode="json").items()
-            if type(self.settings).model_fields[name].json_schema_extra != LOCATION
+            if identifies(type(self.settings).model_fields[name], value)
         }
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 

@@ -4,8 +4,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
 
 LOCATION: JsonDict = {"location": True}  # where a thing lies, not what comes out: no part of a request's identity
+# Part of a request's identity where it is not the default: requests from before there was such a setting stay the same.
+WHEN_SET: JsonDict = {"when_set": True}
 Device = Literal["auto", "cpu", "cuda"]
 Divergence = Literal[  # distill.loss.formulas has the formulas
     "forward_kl",
@@ -23,6 +26,12 @@ class Section(BaseModel):
     """A table of the settings file: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def identifies(field: FieldInfo, value: object) -> bool:
+    """Return whether a setting of this value is part of a request's identity."""
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    return not extra.get("location") and not (extra.get("when_set") and value == field.default)
 
 
 class StudentSettings(Section):
@@ -70,6 +79,20 @@ class TeacherSettings(Section):
     limit_name: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens",
         description="openai: what the endpoint calls the longest answer [max_tokens, max_completion_tokens]",
+        json_schema_extra=LOCATION,
+    )
+    cross_tokenizer: bool = Field(
+        False,
+        description="the student may have another tokenizer: what both say alike is learned token by token, the rest "
+        "by rank; topk alone [true, false]",
+        json_schema_extra=WHEN_SET,
+    )
+    min_aligned: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="cross_tokenizer: with fewer answer tokens that stand where the same token of the teacher stood, "
+        "nothing is trained [share]",
         json_schema_extra=LOCATION,
     )
     batch_size: int = Field(64, ge=1, description="local: prompts asked at once [rows]")
@@ -191,6 +214,13 @@ class TrainingSettings(Section):
     )
     cross_entropy_weight: float = Field(
         0.1, ge=0, description="weight of cross entropy on the teacher's answer beside the divergence [factor]"
+    )
+    uld_weight: float = Field(
+        0.5,
+        ge=0,
+        description="teacher.cross_tokenizer: weight of the distance of sorted probabilities where tokens differ "
+        "[factor]",
+        json_schema_extra=WHEN_SET,
     )
     prompt_weight: float = Field(0.05, ge=0, description="weight of cross entropy on the prompt's own tokens [factor]")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay [1/step]")

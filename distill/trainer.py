@@ -126,7 +126,7 @@ def _train(request: TrainRequest) -> None:
                 sums += parts
             norm = clip(learning, settings.max_grad_norm, mesh)
             dist.all_reduce(sums)
-            losses = _named(sums, settings)
+            losses = _named(sums, settings, aligned=batches.mixture.alignment is not None)
             guards.check(progress, losses["loss"], norm, settings, step.rows, batches.mixture, output)
             rate = _learning_rate(progress.step, steps, settings.warmup_steps, request.learning_rate)
             for group in optimizer.param_groups:
@@ -231,10 +231,10 @@ def _gone(checkpoints: Path, steps: list[int], step: int) -> str:
     )
 
 
-def _named(sums: Tensor, settings: TrainingSettings) -> dict[str, float]:
+def _named(sums: Tensor, settings: TrainingSettings, *, aligned: bool) -> dict[str, float]:
     """Return the losses of a step by name [nats/token]; what has no weight was not worked out, and is left out."""
     chosen = settings.cross_entropy_weight, settings.prompt_weight, settings.hidden_weight, settings.attention_weight
-    weighted = zip(PARTS, sums.tolist(), (1, *chosen), strict=True)
+    weighted = zip(PARTS, sums.tolist(), (1, *chosen, settings.uld_weight * aligned), strict=True)
     return {"loss": float(sums.sum()), **{name: part / weight for name, part, weight in weighted if weight}}
 
 

@@ -28,6 +28,7 @@ from distill.settings import (
     StudentSettings,
     TeacherSettings,
     TrainingSettings,
+    identifies,
 )
 from monitoring.feature_settings import FeatureSettings
 from monitoring.settings import (
@@ -169,9 +170,9 @@ def result_changing(settings: Settings) -> dict[str, Any]:
     """Return the settings that change what comes out, by dotted key; places, ports and time limits are left out."""
     changing = {}
     for key, field in setting_keys():
-        extra = field.json_schema_extra
-        if not (isinstance(extra, dict) and extra.get("location")):
-            changing[key] = value_at(settings.model_dump(mode="json"), key)
+        value = value_at(settings.model_dump(mode="json"), key)
+        if identifies(field, value):
+            changing[key] = value
     return changing
 
 

@@ -34,6 +34,7 @@ def result(run: "Run", outcome: str, places: "Places", came_true: Mapping[str, f
         "cost": _cost(found),
         "signals": {key: sum(cost[key] for cost in costs) for key in ("reused_tokens", "bought_tokens")},
         "mixture": {key: found["signals"].get(key) for key in ("rows", "outcomes")} if "signals" in found else None,
+        "alignment": found.get("signals", {}).get("alignment"),
         "bento": found.get("bento", {}).get("tag"),
         "seconds": {name: manifest["seconds"] for name, manifest in manifests.items()},
         "model_seconds": {name: manifest.get("model_seconds", 0.0) for name, manifest in manifests.items()},
@@ -132,7 +133,8 @@ def _told(stage: str, ended: dict[str, Any]) -> str:
         return _expectation(ended["probe"])
     if stage == "signals":
         cost = f"{ended['signals']['bought_tokens']} tokens bought, {ended['signals']['reused_tokens']} reused"
-        return f"{cost}; {mixed}" if (mixed := _mixed(ended.get("mixture"))) else cost
+        aligned = (ended.get("alignment") or {}).get("told", "")
+        return "; ".join(filter(None, [cost, _mixed(ended.get("mixture")), aligned]))
     if stage == "judge":
         means = "; ".join(f"{name}: {_pair(values)}" for name, values in verdict["exact_match"].items())
         told = f"{verdict['outcome']}. exact match {means}"

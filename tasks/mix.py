@@ -23,6 +23,7 @@ from tasks import learned, watch
 from tasks.run import Run
 
 if TYPE_CHECKING:
+    from distill.alignment.alignment import Alignment
     from tasks.teaching import Teaching
 
 ROWS_FILE, MIXTURE_FILE = "rows.parquet", "mixture.safetensors"
@@ -54,9 +55,9 @@ class Heard:
 
 def heard(run: Run, rows: pd.DataFrame, start: Path, obtained: Obtained, settings: "Teaching") -> Heard:
     """Return what was answered to the rows whose signals were obtained; the champion answers what the log lacks."""
-    from distill.prompts import load_tokenizer
+    from tasks.teaching import asked_with
 
-    store, tokenizer = SignalStore(settings.signals), load_tokenizer(start)
+    store, tokenizer = SignalStore(settings.signals), asked_with(start, settings)
     signals = [store.get(key.tobytes()) for key in obtained.keys]
     texts = tokenizer.batch_decode([signal.answer for signal in signals], skip_special_tokens=True)
     logprob = [audit.mean_logprob(signal) for signal in signals]
@@ -145,11 +146,19 @@ def write(
     obtained: Obtained,
     told: Heard,
     chosen: Chosen,
+    alignment: "Alignment | None" = None,
 ) -> dict[str, Any]:
-    """Write the mixture and its two tables, and return the counts: all rows, and how many each outcome has."""
+    """Write the mixture and its two tables, and return the counts: all rows, and how many each outcome has.
+
+    prompts: in the student's tokens. alignment: of the rows that are trained, where the teacher's tokens are others.
+    """
     trained = chosen.trained
     mixture.save(
-        folder / MIXTURE_FILE, [prompts[at] for at in trained], obtained.keys[trained], chosen.weights[trained]
+        folder / MIXTURE_FILE,
+        [prompts[at] for at in trained],
+        obtained.keys[trained],
+        chosen.weights[trained],
+        alignment,
     )
     right = labelled(rows, told)
     names = rows["request_id"].to_numpy(str)

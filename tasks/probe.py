@@ -29,7 +29,7 @@ from tasks.learned import learned_rows
 from tasks.plan import WINDOW_FILE
 from tasks.profile import agreement_rows, profiled_rows
 from tasks.run import Champion, Run, profile_folder, read_json, run_stage
-from tasks.teaching import Teaching, spoken_to, teacher_of
+from tasks.teaching import Teaching, asked_with, spoken_to, teacher_of
 from tasks.train import step_records
 from tasks.watch import ROWS_FILE
 
@@ -144,17 +144,16 @@ def _cost(
     run: Run, champion: Champion, log: str, start: Path, obtained: Obtained, settings: Probing, teaching: Teaching
 ) -> tuple[int, float | None]:
     """Return the teacher tokens that the retrain would still buy, and how many seconds it would train."""
-    from distill.prompts import encode, load_tokenizer
+    from distill.prompts import encode
 
     learned = learned_rows(run, log, teaching)
     slices, _ = held_out_slices(run, log, settings.judging, teaching)
     unlabelled = [part.rows[part.rows["reference"].isna()] for part in slices]
     profiled = agreement_rows(profiled_rows(run, log, teaching.traffic), settings.probe)
     prompts = pd.concat([learned, *unlabelled, profiled])["prompt"].tolist()
-    tokenizer = load_tokenizer(start)
+    tokenizer, store = asked_with(start, teaching), SignalStore(teaching.signals)
     encoded = encode(tokenizer, prompts, teaching.student.max_prompt_tokens)
-    ids, store = encoded.ids, SignalStore(teaching.signals)
-    asked = teacher_of(teaching, spoken=spoken_to(teaching, tokenizer, prompts, encoded))
+    ids, asked = encoded.ids, teacher_of(teaching, spoken=spoken_to(teaching, tokenizer, prompts, encoded))
     _, bought = lacking(store, asked, ids)
     answer = np.mean([len(store.get(key.tobytes()).answer) for key in obtained.keys])
     tokens = sum(len(ids[at]) for at in bought) + round(len(bought) * float(answer))

@@ -16,10 +16,10 @@ from distill.errors import Failure
 from distill.mixing import audit
 from distill.obtained import Obtained, together
 from distill.signals import SignalStore, withheld
-from tasks import costs, mix, progress, purchases, teacher_metrics
+from tasks import costs, crossing, mix, progress, purchases, teacher_metrics
 from tasks.learned import learned_rows
 from tasks.run import Run, run_stage
-from tasks.teaching import Teaching, spoken_to, teacher_of
+from tasks.teaching import Teaching, asked_with, spoken_to, teacher_of
 
 if TYPE_CHECKING:
     from distill.teachers.protocol import Teacher
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Asked:
     """What the teacher was asked, and what came of it."""
 
-    prompts: list[NDArray[np.int32]]  # token ids
+    prompts: list[NDArray[np.int32]]  # token ids, of asked_with
     truncated: int  # prompts that were too long and lost the beginning of their text
     spoken: "Spoken | None"  # the prompts as text, for a teacher that reads text
     obtained: Obtained
@@ -42,13 +42,17 @@ def teach(run: Run, log: str, start: Path, settings: Teaching) -> dict[str, Any]
 
     def work(folder: Path) -> dict[str, Any]:
         rows = learned_rows(run, log, settings)
-        file = run.asked("signals")
-        asked = ask(rows["prompt"].tolist(), start, settings, file, "teacher: signals")
+        file, texts = run.asked("signals"), rows["prompt"].tolist()
+        crossing.try_out(
+            texts, start, settings, lambda some: ask(some, start, settings, file, "teacher: the first signals").obtained
+        )
+        asked = ask(texts, start, settings, file, "teacher: signals")
         told = mix.heard(run, rows, start, asked.obtained, settings)
         at = mix.to_sample(rows, told, mix.labelled(rows, told), settings)
         agreed, samples = sampled(asked, at, told, start, settings, file)
         chosen = mix.mix(run, rows, asked.prompts, told, agreed, settings)
-        counts = mix.write(folder, rows, asked.prompts, asked.obtained, told, chosen)
+        own = crossing.own_tokens(rows, asked.prompts, asked.obtained, chosen, start, settings)
+        counts = mix.write(folder, rows, own.prompts, asked.obtained, told, chosen, own.alignment)
         slices = {**_slices(rows, asked.obtained), "audit samples": together(samples)}
         return {
             "window_rows": int((~rows["replay"]).sum()),
@@ -58,6 +62,7 @@ def teach(run: Run, log: str, start: Path, settings: Teaching) -> dict[str, Any]
             "sampled_rows": len(at),
             **counts,
             **costs.report(together([asked.obtained, *samples]), slices, settings.teacher),
+            **own.told,
         }
 
     result = run_stage(
@@ -83,6 +88,8 @@ def teach(run: Run, log: str, start: Path, settings: Teaching) -> dict[str, Any]
     logger.info("teacher signals: %d tokens bought, %d reused", result["bought_tokens"], result["reused_tokens"])
     if "answers" in result:
         logger.warning("not all answers of the teacher are whole: %s", result["answers"])
+    if "alignment" in result:
+        logger.info("%s", result["alignment"]["told"])
     logger.info("mixture: %d rows, of which %s", result["rows"], {name: n for name, n in outcomes.items() if n})
     if outcomes[audit.LABEL] > labels / 2:
         logger.warning(
@@ -114,10 +121,9 @@ def sampled(
     at: the rows to ask about. Each sample is a signal of its own kind, so that it too is bought once.
     """
     from distill.generation import Sampling
-    from distill.prompts import load_tokenizer
 
     agreed, store = np.full(len(asked.prompts), np.nan), SignalStore(settings.signals)
-    tokenizer, prompts = load_tokenizer(start), [asked.prompts[row] for row in at]
+    tokenizer, prompts = asked_with(start, settings), [asked.prompts[row] for row in at]
     bought, same = [], []
     for number in range(settings.audit.samples if len(at) else 0):
         drawn = Sampling(settings.audit.temperature, settings.training.seed + number)
@@ -139,11 +145,11 @@ def ask(prompts: list[str], start: Path, settings: Teaching, file: Path, what: s
     """
     from distill.prompts import encode, load_tokenizer
 
-    tokenizer = load_tokenizer(start)
+    tokenizer = asked_with(start, settings)
     encoded = encode(tokenizer, prompts, settings.student.max_prompt_tokens)
     spoken = spoken_to(settings, tokenizer, prompts, encoded)
     teacher = teacher_of(settings, spoken=spoken)
-    teacher.check(tokenizer, settings.teacher.top_k)
+    teacher.check(load_tokenizer(start), settings.teacher.top_k)
     with progress.bar(what, "prompts") as shown:
         obtained = bought_of(SignalStore(settings.signals), teacher, encoded.ids, settings, file, shown)
     return Asked(encoded.ids, encoded.truncated, spoken, obtained)
@@ -167,10 +173,8 @@ def answers(
     prompts: list[str], start: Path, settings: Teaching, file: Path, what: str
 ) -> tuple[list[str | None], Obtained]:
     """Return the teacher's answers as text, None where it withheld one, and what they cost; `what` names the rows."""
-    from distill.prompts import load_tokenizer
-
     obtained = ask(prompts, start, settings, file, f"teacher: {what}").obtained
-    store, tokenizer = SignalStore(settings.signals), load_tokenizer(start)
+    store, tokenizer = SignalStore(settings.signals), asked_with(start, settings)
     ids, missing = [store.get(key.tobytes()).answer for key in obtained.keys], withheld(store, obtained.keys)
     texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in ids]
     return [None if none else text for text, none in zip(texts, missing, strict=True)], obtained

@@ -53,6 +53,17 @@ def spoken_to(settings: Teaching, tokenizer: Any, prompts: Sequence[str], encode
     return spoken(tokenizer, prompts, encoded)
 
 
+def asked_with(start: Path, settings: Teaching) -> Any:
+    """Return the tokenizer of what the teacher is asked and answers: the student's, or its own where they may differ.
+
+    start: the student's checkpoint. Raises InputError for one that signals could not teach.
+    """
+    from distill.prompts import load_tokenizer
+
+    tokenizer = load_tokenizer(start)
+    return teacher_of(settings).asked_with(tokenizer) if settings.teacher.cross_tokenizer else tokenizer
+
+
 def _secret(name: str) -> str:
     """Return what a Prefect Secret block holds, nothing without a name; InputError where there is no such block."""
     if not name:

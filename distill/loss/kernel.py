@@ -40,10 +40,10 @@ def takes(work: Work, kind: Divergence, dtype: torch.dtype) -> bool:
 
 
 def loss_of_rows(work: Work, kind: Divergence, logits: list[Tensor], rows: slice) -> Tensor:
-    """Turn the student's logits (c, V) of some rows into the gradient in them; returns (divergence, cross entropy)."""
+    """Turn the student's logits (c, V) of some rows into the gradient; returns (divergence, cross entropy, 0), (3,)."""
     scores, others = logits[0], logits[-1]
     targets = work.target_weights if work.targets is None else work.targets  # not read where there are none
-    found = scores.new_zeros(2, len(scores))
+    found = scores.new_zeros(3, len(scores))
     if len(scores):
         _row[(len(scores),)](
             scores,
@@ -71,7 +71,7 @@ def loss_of_rows(work: Work, kind: Divergence, logits: list[Tensor], rows: slice
 def _row(
     scores,  # (c, V) logits of the student, in place of which the gradient comes
     others,  # (c, V) logits of the teacher
-    found,  # (2, c) divergence and cross entropy, each with its weight
+    found,  # (3, c) divergence, cross entropy, each with its weight, and 0
     weights,  # (c,) of the divergence
     targets,  # (c,)
     target_weights,  # (c,)

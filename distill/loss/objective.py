@@ -1,12 +1,12 @@
 """The student with its loss, so that both lie inside one sharded forward.
 
-    loss = sum over answer tokens of share * (D + w_ce * CE + w_hidden * H) + w_prompt * sum over prompt tokens of
-           share * CE + w_attention * sum over positions that predict an answer token of share * A
+    loss = sum over answer tokens of share * (D + w_ce * CE + w_hidden * H + w_uld * U) + w_prompt * sum over prompt
+           tokens of share * CE + w_attention * sum over positions that predict an answer token of share * A
 
 A token's share is its part of the mean over all tokens of its kind in the global batch (distill/batches.py): summed
 over passes and processes the loss is that mean, however the batch was packed, split or dealt out. D is a divergence
 (distill/divergence.py) or left out, H and A compare states and attention maps of some layers
-(distill/loss/intermediate.py).
+(distill/loss/intermediate.py), U the sorted probabilities of a teacher with another tokenizer (distill/loss/aligned.py).
 """
 
 from typing import Any
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from distill import divergence
+from distill.alignment.translated import Translated
 from distill.batches import Batch
 from distill.batching.packing import Layout
-from distill.divergence import Head, Hidden, Losses, Teacher, TopK
+from distill.divergence import Aligned, Head, Hidden, Losses, Teacher, TopK
 from distill.errors import InputError
 from distill.loss import intermediate
 from distill.loss.inside import Inside, blocks_of, output_of, run
@@ -86,13 +87,14 @@ class Objective(nn.Module):
         prompt = self._prompt(batch, states, head, tensor)
         hidden, attention = self._intermediate(batch, seen, theirs, at, tensor)
         parts = [answer.divergence, answer.cross_entropy, prompt.cross_entropy, hidden.double(), attention.double()]
+        parts.append(answer.uld)
         return answer.total + prompt.total + hidden + attention, torch.stack(parts).detach()
 
     def _prompt(self, batch: Batch, states: Tensor, head: Head, tensor: Any) -> Losses:
         """Return the cross entropy of the prompts' tokens."""
         weight = self.settings.prompt_weight
         if not weight:
-            return Losses(*states.new_zeros(3))
+            return Losses(*states.new_zeros(4))
         return divergence.losses(
             states[tensor(batch.prompt_at)],
             head,
@@ -116,6 +118,8 @@ class Objective(nn.Module):
             return None
         if theirs is not None and self.teacher is not None:
             return Hidden(theirs.final.flatten(0, 1)[at], self.teacher.head)
+        if isinstance(batch.signal, Translated):
+            return self._aligned(batch, batch.signal, tensor)
         if isinstance(batch.signal, Signal):
             kept = batch.signal
             return TopK(tensor(kept.ids.astype(np.int64)), tensor(kept.logprobs.astype(np.float32)), tensor(kept.tail))
@@ -124,6 +128,18 @@ class Objective(nn.Module):
         if self.teacher is None:
             raise InputError(f"signals {batch.signal.format!r} need the teacher's output layer: name its checkpoint")
         return Hidden(tensor(batch.signal.states), self.teacher.head)
+
+    def _aligned(self, batch: Batch, said: Translated, tensor: Any) -> Aligned:
+        """Return what a teacher with another tokenizer says of the answer tokens."""
+        layer: Any = self.student.get_output_embeddings()  # type: ignore[operator]
+        shared = torch.zeros(len(layer.weight), dtype=torch.bool, device=layer.weight.device)
+        names = "ids", "logprobs", "live", "tail", "matched", "ranked", "ranks", "rest"
+        return Aligned(
+            **{name: tensor(getattr(said, name)) for name in names},
+            answer=tensor(batch.answer),
+            shared=shared.index_fill_(0, tensor(said.shared), True),
+            weights=self.settings.uld_weight * tensor(batch.answer_share),
+        )
 
     def _intermediate(
         self, batch: Batch, seen: Inside, theirs: Inside | None, at: Tensor, tensor: Any
@@ -155,7 +171,11 @@ class Objective(nn.Module):
 
 def _check_tokens(batch: Batch, read: int, said: int) -> None:
     """Raise InputError for token ids beyond a vocabulary; on a GPU they would end the process with a bare assertion."""
-    kept = batch.signal.ids if isinstance(batch.signal, Signal) else batch.answer
+    kept = batch.answer
+    if isinstance(batch.signal, Translated):
+        kept = batch.signal.shared
+    elif isinstance(batch.signal, Signal):
+        kept = batch.signal.ids
     for name, ids, vocabulary in (
         ("prompts and answers have", batch.input_ids, read),
         ("teacher signals have", kept, said),

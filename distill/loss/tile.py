@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from distill.loss.aligned import Aligned, by_name, by_rank
 from distill.loss.formulas import Formula
 
 _LEAST = -87.0  # log-probability of what float32 cannot hold: a teacher without tail mass costs no infinite loss
@@ -37,7 +38,7 @@ class Hidden(NamedTuple):
     head: Head
 
 
-Teacher: TypeAlias = TopK | Hidden
+Teacher: TypeAlias = TopK | Hidden | Aligned
 
 
 class Work(NamedTuple):
@@ -54,8 +55,8 @@ class Work(NamedTuple):
 
 
 def loss_of_rows(work: Work, logits: list[Tensor], rows: slice) -> Tensor:
-    """Turn the student's logits of some rows into the gradient in them; returns (divergence, cross entropy), (2,)."""
-    scores, sums = logits[0], logits[0].new_zeros(2, dtype=torch.float64)
+    """Turn the student's logits of some rows into their gradient; returns (divergence, cross entropy, ULD), (3,)."""
+    scores, sums = logits[0], logits[0].new_zeros(3, dtype=torch.float64)
     slope = _cap(scores, work.head.softcap)
     q = _normalise(scores)  # from here on scores are log q
     weights = work.target_weights[rows]
@@ -64,6 +65,8 @@ def loss_of_rows(work: Work, logits: list[Tensor], rows: slice) -> Tensor:
         sums[1] = -torch.dot(scores.gather(-1, at)[:, 0].double(), weights.double())
     if work.teacher is None:
         scores.zero_()
+    elif isinstance(work.teacher, Aligned):
+        sums[0], sums[2] = _against_aligned(work, work.teacher.part(rows), scores, q, rows)
     else:
         value, gradient = _against(work, work.teacher, scores, q, logits[-1], rows)
         sums[0] = torch.dot(value.double(), work.divergence_weights[rows].double())
@@ -75,8 +78,17 @@ def loss_of_rows(work: Work, logits: list[Tensor], rows: slice) -> Tensor:
     return sums
 
 
+def _against_aligned(work: Work, teacher: Aligned, log_q: Tensor, q: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    """Return (divergence, ULD) of all the rows; log q becomes their gradient."""
+    named, gradient = by_name(teacher, log_q, q, work.formula, work.beta)
+    ranked, of_ranks = by_rank(teacher, q)
+    weights, by_ranks = work.divergence_weights[rows], teacher.weights.to(q.dtype)
+    torch.mul(gradient, weights[:, None], out=log_q).addcmul_(of_ranks, by_ranks[:, None])
+    return torch.dot(named.double(), weights.double()), torch.dot(ranked.double(), by_ranks.double())
+
+
 def _against(
-    work: Work, teacher: Teacher, log_q: Tensor, q: Tensor, others: Tensor, rows: slice
+    work: Work, teacher: TopK | Hidden, log_q: Tensor, q: Tensor, others: Tensor, rows: slice
 ) -> tuple[Tensor, Tensor]:
     """Return divergence (c,) and its gradient in the student's logits over the temperature (c, V); `q` stays."""
     if work.temperature != 1:

@@ -56,6 +56,7 @@ def teacher_of(
         "max_new_tokens": student.max_new_tokens,
         "drawn": drawn,
         "signals_format": "topk:1" if drawn else teacher.signals_format,
+        "cross_tokenizer": teacher.cross_tokenizer,
     }
     if teacher.backend == "local":
         return LocalTeacher(teacher.model, batch_size=teacher.batch_size, device=teacher.device, **options)

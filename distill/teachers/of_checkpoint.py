@@ -28,12 +28,13 @@ class OfCheckpoint:
         max_new_tokens: int,
         drawn: Sampling | None = None,
         signals_format: str = "",
+        cross_tokenizer: bool = False,
     ) -> None:
         self.model, self.folder = str(model), resolve(model, "teacher.model")
         self._format, self._chosen = signals_format or f"topk:{top_k}", bool(signals_format)
         self.kind, self.number = parse(self._format, "teacher.signals_format")
         self.top_k, self.max_new_tokens = self.number if self.kind == "topk" else 0, max_new_tokens
-        self.drawn = drawn
+        self.drawn, self.cross_tokenizer = drawn, cross_tokenizer
 
     @cached_property
     def digest(self) -> str:
@@ -56,18 +57,34 @@ class OfCheckpoint:
         """The checkpoint's own."""
         return load_tokenizer(self.folder)
 
-    def check(self, tokenizer: Any, top_k: int) -> None:
-        """Raise InputError when the student's tokenizer is another one, or has fewer tokens than are to be kept.
+    def asked_with(self, tokenizer: Any) -> Any:
+        """Return the tokenizer of prompts and answers: the student's, or its own where the student's is another one.
 
-        `top_k` is what the settings ask for; a format of its own goes before it, and states have no k.
+        Raises InputError for another one unless `cross_tokenizer` is set.
         """
-        if fingerprint(tokenizer) != fingerprint(self.tokenizer):
+        if fingerprint(tokenizer) == fingerprint(self.tokenizer):
+            return tokenizer
+        if not self.cross_tokenizer:
             raise InputError(
                 f"teacher.model {self.model!r} and student {tokenizer.name_or_path!r} have different "
                 "tokenizers, so the teacher's signals mean other tokens to the student: use "
-                "checkpoints with the same one"
+                "checkpoints with the same one, or set teacher.cross_tokenizer to true"
             )
-        size = vocabulary_size(tokenizer)
+        if self.kind != "topk":
+            raise InputError(
+                f"teacher.signals_format {self.format!r}: teacher.model {self.model!r} and student "
+                f"{tokenizer.name_or_path!r} have different tokenizers, and states give the teacher's tokens alone: "
+                "use topk:K"
+            )
+        return self.tokenizer
+
+    def check(self, tokenizer: Any, top_k: int) -> None:
+        """Raise InputError when the student could not learn from the signals, or more tokens are kept than there are.
+
+        A student with another tokenizer can, if `cross_tokenizer` is set. `top_k` is what the settings ask for; a
+        format of its own goes before it, and states have no k.
+        """
+        size = vocabulary_size(self.asked_with(tokenizer))
         wanted = 0 if self.kind != "topk" else self.top_k if self._chosen else top_k
         if wanted > size:
             raise InputError(

@@ -11,7 +11,7 @@ import psutil
 
 from distill.request import LOGS, PROGRESS, step_line
 
-PARTS = "divergence", "cross_entropy", "prompt_cross_entropy", "hidden", "attention"  # of a step's loss
+PARTS = "divergence", "cross_entropy", "prompt_cross_entropy", "hidden", "attention", "uld"  # of a step's loss
 
 
 class StepLog:

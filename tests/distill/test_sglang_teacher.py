@@ -13,6 +13,9 @@ from deployments.sglang import server
 from deployments.sglang.server import Options, Served, serving
 from distill.errors import Failure, InputError
 from distill.models import load_model
+from distill.prepare import prepare
+from distill.prompts import encode, load_tokenizer
+from distill.settings import StudentSettings, TeacherSettings
 from distill.signals import SignalStore, obtain
 from distill.teachers.local import LocalTeacher
 from distill.teachers.protocol import HiddenSignal
@@ -66,6 +69,25 @@ class TestWhatItSays:
             LocalTeacher(checkpoint, top_k=K, max_new_tokens=NEW),
         )
         assert (remote.digest, remote.format, remote.sampling) == (local.digest, local.format, local.sampling)
+
+    def test_a_student_with_another_tokenizer_is_taught_the_same_by_server_and_process(
+        self, served: Served, checkpoint: Path, checkpoint_maker: Callable[..., Path], tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        monkeypatch.setenv("REDISTILL_TEACHER_API_KEY", KEY)
+        sentences = ["quantum lattices and graph neural networks", "fast approximate matrix sketching"]
+        base = checkpoint_maker(tmp_path / "base", seed=1, sentences=sentences)
+        found = []
+        for backend in ("sglang", "local"):
+            settings = {"backend": backend, "urls": [served.url], "cross_tokenizer": True, "min_aligned": 0.0}
+            request = prepare(
+                ["The printer on the second floor", "I cannot log in since", "x"],
+                student=StudentSettings(base=str(base), max_prompt_tokens=100, max_new_tokens=NEW),
+                teacher=TeacherSettings.model_validate({"model": str(checkpoint), "top_k": K, **settings}),
+                output=tmp_path / backend,
+            )
+            found.append(Path(request.mixture).read_bytes())
+        assert found[0] == found[1]
 
 
 class TestBeforeAnythingIsSent:
