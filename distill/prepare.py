@@ -55,7 +55,7 @@ def prepare(
     asked = teacher_of(student, teacher, spoken=texts)
     asked.check(tokenizer, teacher.top_k)
     places.writable(folder)
-    asked_with = asked.asked_with(tokenizer) if teacher.cross_tokenizer else tokenizer
+    asked_with = asked.asked_with(tokenizer)
     heard = encoded if asked_with is tokenizer else encode(asked_with, prompts, student.max_prompt_tokens)
     _fits(start, max(map(len, encoded.ids)) + student.max_new_tokens)
     for part, whose in ((encoded, ""), *(((heard, " in the teacher's tokens"),) if heard is not encoded else ())):

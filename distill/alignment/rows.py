@@ -6,13 +6,14 @@ from distill.alignment.alignment import Alignment
 from distill.alignment.answers import Aligner, Report, end_of, require, stops_of
 from distill.prompts import Tokenizer
 from distill.signals import Keys, SignalStore
+from distill.teachers.chosen import AnyTeacher
 from distill.teachers.of_checkpoint import OfCheckpoint
 
 
 def aligned(
     store: SignalStore,
     keys: Keys,
-    teacher: OfCheckpoint,
+    teacher: AnyTeacher,
     student: Tokenizer,
     start: Path,
     *,
@@ -24,7 +25,7 @@ def aligned(
 
     start: the student's checkpoint. Raises InputError when the aligned share is below `slack` times `least`.
     """
-    if teacher.asked_with(student) is student:
+    if not isinstance(teacher, OfCheckpoint) or teacher.asked_with(student) is student:
         return None, None
     aligner = Aligner(
         teacher.tokenizer,

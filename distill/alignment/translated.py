@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from distill.alignment.alignment import NONE, Alignment
 from distill.errors import Failure
 from distill.store.encodings import ranges
-from distill.teachers.protocol import AnySignal, HiddenSignal, Signal
+from distill.teachers.protocol import AnySignal, Signal
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ def translated(signal: AnySignal, lengths: NDArray[np.int64], alignment: Alignme
     one over the tokens that both have and the rest; what of it the student lacks is compared by rank with what the
     teacher lacks. Elsewhere all is compared by rank. Raises Failure where signal and alignment do not belong together.
     """
-    if isinstance(signal, HiddenSignal):
-        raise Failure("the mixture is of another tokenizer than its signals, which are states: use topk:K")
+    if not isinstance(signal, Signal):
+        raise Failure("the mixture is of another tokenizer than its signals, which are no top-k: use topk:K")
     own = ranges(alignment.offsets[rows], np.diff(alignment.offsets)[rows])
     theirs, begins = alignment.theirs[own], np.cumsum(lengths) - lengths
     count = np.diff(alignment.offsets)[rows]

@@ -6,13 +6,15 @@
 A token's share is its part of the mean over all tokens of its kind in the global batch (distill/batches.py): summed
 over passes and processes the loss is that mean, however the batch was packed, split or dealt out. D is a divergence
 (distill/divergence.py) or left out, H and A compare states and attention maps of some layers
-(distill/loss/intermediate.py), U the sorted probabilities of a teacher with another tokenizer (distill/loss/aligned.py).
+(distill/loss/intermediate.py), U the sorted probabilities of a teacher with another tokenizer
+(distill/loss/aligned.py).
 """
 
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distill import divergence
@@ -171,7 +173,7 @@ class Objective(nn.Module):
 
 def _check_tokens(batch: Batch, read: int, said: int) -> None:
     """Raise InputError for token ids beyond a vocabulary; on a GPU they would end the process with a bare assertion."""
-    kept = batch.answer
+    kept: NDArray[Any] = batch.answer
     if isinstance(batch.signal, Translated):
         kept = batch.signal.shared
     elif isinstance(batch.signal, Signal):

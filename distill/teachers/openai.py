@@ -95,6 +95,10 @@ class OpenAITeacher:
         how = f"drawn:temperature={self.drawn.temperature}:seed={self.drawn.seed}" if self.drawn else "greedy"
         return f"openai:{self.endpoint}:{how}:max_new_tokens={self.max_new_tokens}"
 
+    def asked_with(self, tokenizer: Any) -> Any:
+        """Return the student's tokenizer, whatever its own is: it is asked, and answers, in text."""
+        return tokenizer
+
     def check(self, tokenizer: Any, top_k: int) -> None:
         """Raise InputError for a tokenizer without an eos token: no answer in it could end. There is no k."""
         if tokenizer.eos_token_id is None:

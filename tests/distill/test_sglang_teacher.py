@@ -14,7 +14,6 @@ from deployments.sglang.server import Options, Served, serving
 from distill.errors import Failure, InputError
 from distill.models import load_model
 from distill.prepare import prepare
-from distill.prompts import encode, load_tokenizer
 from distill.settings import StudentSettings, TeacherSettings
 from distill.signals import SignalStore, obtain
 from distill.teachers.local import LocalTeacher
