@@ -15,6 +15,18 @@ def disagreement(teacher: TeacherSettings, training: TrainingSettings) -> tuple[
             f"set training.replicas to a divisor of {all_processes}",
             ("training.replicas", "training.processes", "training.nodes"),
         )
+    if training.mode == "on_policy" and training.nodes > 1:
+        return (
+            "on-policy rounds are started one after the other from one machine: set training.nodes to 1 (several "
+            "processes are fine), or training.mode to off_policy",
+            ("training.mode", "training.nodes"),
+        )
+    if training.mode == "on_policy" and teacher.backend not in ("local", "sglang"):
+        return (
+            f"teacher.backend {teacher.backend!r} says nothing of answers that it has not given: set training.mode to "
+            "off_policy, or use a teacher that scores them",
+            ("training.mode", "teacher.backend"),
+        )
     if training.live_teacher:
         return None
     if training.attention_weight:

@@ -4,8 +4,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
 
 LOCATION: JsonDict = {"location": True}  # where a thing lies, not what comes out: no part of a request's identity
+# Without effect while the student learns from the teacher's answers: no part of the identity of what was asked so.
+ONLY_ON_POLICY: JsonDict = {"mode": "on_policy"}
 Device = Literal["auto", "cpu", "cuda"]
 Divergence = Literal[  # distill.loss.formulas has the formulas
     "forward_kl",
@@ -22,6 +25,14 @@ class Section(BaseModel):
     """A table of the settings file: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def counts(field: FieldInfo, mode: str) -> bool:
+    """Return whether a setting is part of the identity of what is asked, in this `training.mode`."""
+    extra = field.json_schema_extra
+    if not isinstance(extra, dict):
+        return True
+    return not extra.get("location") and extra.get("mode", mode) == mode
 
 
 class StudentSettings(Section):
@@ -104,6 +115,12 @@ class TeacherSettings(Section):
 class TrainingSettings(Section):
     """How the student learns."""
 
+    mode: Literal["off_policy", "on_policy"] = Field(
+        "off_policy",
+        description="the student learns from the teacher's answers, or in rounds from its own as well, which the "
+        "teacher scores (see on_policy) [off_policy, on_policy]",
+        json_schema_extra=ONLY_ON_POLICY,
+    )
     epochs: float = Field(3.0, gt=0, description="passes over window and replay, from the champion's weights [epochs]")
     first_epochs: float = Field(6.0, gt=0, description="passes for the first champion, from the base [epochs]")
     learning_rate: float = Field(2e-3, gt=0, description="peak learning rate from the champion's weights [1/step]")

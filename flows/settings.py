@@ -22,12 +22,14 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from deployments.connection import masked
 from deployments.settings import PackagingSettings, RegistrySettings
 from distill.disagreement import disagreement
+from distill.on_policy_settings import OnPolicySettings
 from distill.settings import (
     AuditSettings,
     MixtureSettings,
     StudentSettings,
     TeacherSettings,
     TrainingSettings,
+    counts,
 )
 from monitoring.feature_settings import FeatureSettings
 from monitoring.settings import (
@@ -85,6 +87,7 @@ class Settings(BaseSettings):
     mixture: MixtureSettings = MixtureSettings()
     audit: AuditSettings = AuditSettings()
     training: TrainingSettings = TrainingSettings()
+    on_policy: OnPolicySettings = OnPolicySettings()
     traffic: TrafficSettings = TrafficSettings()
     reference: ReferenceSettings = ReferenceSettings()
     features: FeatureSettings = FeatureSettings()
@@ -166,8 +169,7 @@ def result_changing(settings: Settings) -> dict[str, Any]:
     """Return the settings that change what comes out, by dotted key; places, ports and time limits are left out."""
     changing = {}
     for key, field in setting_keys():
-        extra = field.json_schema_extra
-        if not (isinstance(extra, dict) and extra.get("location")):
+        if counts(field, settings.training.mode):
             changing[key] = value_at(settings.model_dump(mode="json"), key)
     return changing
 

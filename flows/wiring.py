@@ -54,6 +54,7 @@ def teaching(settings: Settings, places: Places) -> Teaching:
         places.ledger,
         settings.mixture,
         settings.audit,
+        settings.on_policy,
     )
 
 

@@ -31,7 +31,7 @@ from tasks.teaching import Teaching, teacher_of
 from tasks.train import step_records
 from tasks.watch import ROWS_FILE
 
-AFTER = ("signals", "judge", "profile")  # stages that ask the teacher once the retrain is on its way
+AFTER = ("signals", "train", "judge", "profile")  # stages that may ask the teacher once the retrain is on its way
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def settle(run: Run, ledger: Path) -> dict[str, float | None] | None:
     fresh = next(check for check in found["judge"]["result"]["checks"] if check["kind"] == "fresh")
     true = {
         "gain": fresh["difference"],
-        "tokens": sum(stage["result"]["bought_tokens"] for name, stage in found.items() if name in AFTER),
+        "tokens": sum(stage["result"].get("bought_tokens", 0) for name, stage in found.items() if name in AFTER),
         "seconds": found["train"]["seconds"],
     }
     expected = found["probe"]["result"]["expected"]

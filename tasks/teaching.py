@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 from distill.checkpoint import resolve
 from distill.errors import InputError
+from distill.on_policy_settings import OnPolicySettings
 from distill.settings import AuditSettings, MixtureSettings, StudentSettings, TeacherSettings, TrainingSettings
 from monitoring.settings import TrafficSettings
 from tasks import teacher_server
@@ -13,7 +14,9 @@ from tasks import teacher_server
 if TYPE_CHECKING:
     from distill.generation import Sampling
     from distill.teachers.local import LocalTeacher
+    from distill.teachers.local_scores import LocalScores
     from distill.teachers.sglang import SGLangTeacher
+    from distill.teachers.sglang_scores import SGLangScores
 
 
 @dataclass(frozen=True)
@@ -28,15 +31,30 @@ class Teaching:
     ledger: Path
     mixture: MixtureSettings = field(default_factory=MixtureSettings)
     audit: AuditSettings = field(default_factory=AuditSettings)
+    on_policy: OnPolicySettings = field(default_factory=OnPolicySettings)
 
 
 def teacher_of(settings: Teaching, drawn: "Sampling | None" = None) -> "LocalTeacher | SGLangTeacher":
     """Return the teacher that the settings name; its weights are loaded when it is asked."""
     from distill.teachers import chosen
 
-    asked, key = settings.teacher, _secret(settings.teacher.api_key_secret)
+    asked, key = settings.teacher, api_key(settings)
     urls = teacher_server.addresses(asked, str(resolve(asked.model, "teacher.model")), key)
     return chosen.teacher_of(settings.student, asked, drawn, urls=urls, api_key=key)
+
+
+def scorer_of(settings: Teaching) -> "LocalScores | SGLangScores":
+    """Return the same teacher as one that scores answers which it has not given."""
+    from distill.teachers import scorers
+
+    asked, key = settings.teacher, api_key(settings)
+    urls = teacher_server.addresses(asked, str(resolve(asked.model, "teacher.model")), key)
+    return scorers.scorer_of(asked, urls=urls, api_key=key)
+
+
+def api_key(settings: Teaching) -> str:
+    """Return the servers' API key where a Secret block holds it."""
+    return _secret(settings.teacher.api_key_secret)
 
 
 def _secret(name: str) -> str:

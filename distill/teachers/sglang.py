@@ -167,7 +167,7 @@ class SGLangTeacher(OfCheckpoint):
         ends = time.monotonic() + self.job_seconds
         async with Servers(urls, **self._limits) as servers, anyio.create_task_group() as group, receive:
             self.spent = servers.spent
-            job = _Job(self, servers, ends)
+            job = self._job(servers, ends)
             try:
                 await job.meet(max((len(prompt) for prompt in prompts), default=0))
             except (InputError, Failure) as error:
@@ -177,6 +177,9 @@ class SGLangTeacher(OfCheckpoint):
                     group.start_soon(self._work, job, prompts, left, send.clone())
             yield receive
             group.cancel_scope.cancel()
+
+    def _job(self, servers: Servers, ends: float) -> "_Job":
+        return _Job(self, servers, ends)
 
     async def _work(
         self, job: "_Job", prompts: Sequence[_Prompt], left: Iterator[int], send: MemoryObjectSendStream[_Answered]

@@ -47,15 +47,18 @@ def answer_of(reply: Any, asked: Asked) -> tuple[NDArray[np.int32], NDArray[np.f
     return answer.astype(np.int32), kept
 
 
-def topk_of(reply: Any, answer: NDArray[np.int32], asked: Asked) -> Signal:
-    """Return the likeliest k tokens of each answer token with the mass outside; Failure for what cannot be right."""
+def topk_of(reply: Any, answer: NDArray[np.int32], asked: Asked, side: str = "output") -> Signal:
+    """Return the likeliest k tokens of each answer token with the mass outside; Failure for what cannot be right.
+
+    side: "output" for an answer that the server made, "input" for one that was sent.
+    """
     meta = reply["meta_info"]
-    if "output_top_logprobs_shape" not in meta:
+    if f"{side}_top_logprobs_shape" not in meta:
         raise Failure("expected top log-probabilities in the flat form, got none: SGLang 0.5.23 or newer is needed")
-    shape = tuple(meta["output_top_logprobs_shape"])
+    shape = tuple(meta[f"{side}_top_logprobs_shape"])
     _require(shape == (len(answer), asked.top_k), f"top log-probabilities {(len(answer), asked.top_k)}", f"{shape}")
-    logprobs = _array(meta, "output_top_logprobs_val_flat_b64", shape).astype(np.float32)
-    ids = _array(meta, "output_top_logprobs_idx_flat_b64", shape)
+    logprobs = _array(meta, f"{side}_top_logprobs_val_flat_b64", shape).astype(np.float32)
+    ids = _array(meta, f"{side}_top_logprobs_idx_flat_b64", shape)
     _inside(ids, asked)
     _probable(logprobs)
     _require(bool((np.diff(np.sort(ids, 1), axis=1) > 0).all()), "different tokens", "one of them twice")
@@ -64,6 +67,19 @@ def topk_of(reply: Any, answer: NDArray[np.int32], asked: Asked) -> Signal:
     # Rounding of a server in bfloat16 may exceed 1 by less than that: no tail is left then.
     tail = np.maximum(1 - mass, 0).astype(np.float32)
     return Signal(answer, ids, np.maximum(logprobs, _LEAST).astype(np.float16), tail)
+
+
+def scored_of(reply: Any, answer: NDArray[np.int32], asked: Asked) -> NDArray[np.float32]:
+    """Return the log-probabilities of the tokens of an answer that was sent, (T,); Failure for what cannot be right."""
+    meta = _meta(reply, asked)
+    entries = meta.get("input_token_logprobs") or []
+    said = entries[1:]  # the first is the prompt's last token, which nothing predicts here
+    _require(len(said) == len(answer), f"{len(answer)} log-probabilities, one a token", f"{len(said)}")
+    ids = [int(entry[1]) for entry in said]
+    _require(ids == answer.tolist(), f"those of the tokens {answer.tolist()[:8]}", f"those of {ids[:8]}")
+    kept = np.array([entry[0] for entry in said], np.float32)
+    _probable(kept)
+    return kept
 
 
 def states_of(reply: Any, asked: Asked, width: int) -> NDArray[np.float32]:
