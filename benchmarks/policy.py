@@ -12,7 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -28,10 +28,15 @@ from demo.workspace import TeacherRecipe
 from distill.on_policy_settings import OnPolicySettings
 from distill.request import TrainRequest
 from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
+from distill.teachers.protocol import AnySignal, Signal
 
 Prompts = list[NDArray[np.int32]]
 NEW, LONGEST, TOP_K = 24, 96, 32  # tokens of an answer, of a prompt; kept
-MEASURES = ("answers that are the teacher's", "tokens the teacher would say there", "nats from the teacher, a token")
+MEASURES = (
+    "greedy answers that are the teacher's",
+    "their tokens that are the teacher's likeliest there",
+    "nats from the teacher at a token it samples",
+)
 SEED = 11  # of the tickets
 
 
@@ -133,29 +138,34 @@ def learn(
 
 
 def measured(material: Material, student: Path) -> tuple[float, float, float]:
-    """Return MEASURES of a student over the held-out prompts: of its greedy answers, and of the teacher's there."""
+    """Return MEASURES of a student over the held-out prompts."""
+    from distill.generation import Sampling
     from distill.prompts import encode, load_tokenizer
     from distill.teachers.local import LocalTeacher
     from distill.teachers.local_scores import LocalScores
-    from distill.teachers.protocol import Signal
     from distill.teachers.scored import Spoken
 
     prompts = encode(load_tokenizer(material.teacher), material.held, LONGEST).ids
-    said, wanted = (
-        dict(LocalTeacher(model, top_k=TOP_K, max_new_tokens=NEW, device="cpu").ask(prompts))
-        for model in (student, material.teacher)
-    )
-    same = [said[row].answer.tolist() == wanted[row].answer.tolist() for row in range(len(prompts))]
-    spoken = [Spoken(prompt, said[row].answer) for row, prompt in enumerate(prompts)]
-    scores = dict(LocalScores(material.teacher, top_k=TOP_K, max_new_tokens=1, device="cpu").score(spoken))
-    likeliest, away = [], []
-    for row, own in said.items():
-        theirs = scores[row]
-        assert isinstance(own, Signal)
-        assert isinstance(theirs, Signal)
-        likeliest += (theirs.ids[:, 0] == own.answer).tolist()
-        away += [_divergence(own, theirs, at) for at in range(len(own.answer))]
+
+    def answers(model: Path, drawn: Sampling | None = None) -> list[Signal]:
+        teacher = LocalTeacher(model, top_k=TOP_K, max_new_tokens=NEW, device="cpu", drawn=drawn)
+        return _in_order(teacher.ask(prompts))
+
+    def scores(said: list[Signal]) -> list[Signal]:
+        spoken = [Spoken(prompt, own.answer) for prompt, own in zip(prompts, said, strict=True)]
+        return _in_order(LocalScores(material.teacher, top_k=TOP_K, max_new_tokens=1, device="cpu").score(spoken))
+
+    said, wanted, sampled = answers(student), answers(material.teacher), answers(student, Sampling(1.0, SEED))
+    same = [own.answer.tolist() == theirs.answer.tolist() for own, theirs in zip(said, wanted, strict=True)]
+    there = zip(said, scores(said), strict=True)
+    likeliest = [same for own, theirs in there for same in (theirs.ids[:, 0] == own.answer).tolist()]
+    both = zip(sampled, scores(sampled), strict=True)
+    away = [_divergence(own, theirs, at) for own, theirs in both for at in range(len(own.answer))]
     return float(np.mean(same)), float(np.mean(likeliest)), float(np.mean(away))
+
+
+def _in_order(found: Iterable[tuple[int, AnySignal]]) -> list[Signal]:
+    return [signal for _, signal in sorted(found, key=lambda pair: pair[0]) if isinstance(signal, Signal)]
 
 
 def compared(material: Material, folder: Path, arguments: argparse.Namespace) -> list[str]:
@@ -196,12 +206,8 @@ def compared(material: Material, folder: Path, arguments: argparse.Namespace) ->
     return [*lines, f"| on-policy minus off-policy | {' | '.join(cells)} | |", ""]
 
 
-def _divergence(own: "object", theirs: "object", at: int) -> float:
-    """Return the reverse Kullback-Leibler divergence at a token, with all that neither keeps as one outcome [nats]."""
-    from distill.teachers.protocol import Signal
-
-    assert isinstance(own, Signal)
-    assert isinstance(theirs, Signal)
+def _divergence(own: Signal, theirs: Signal, at: int) -> float:
+    """Return the reverse Kullback-Leibler divergence at a token, with all that not both keep as one outcome [nats]."""
     known = dict(zip(theirs.ids[at].tolist(), theirs.logprobs[at].astype(float).tolist(), strict=True))
     shared = [(float(p), known[t]) for t, p in zip(own.ids[at].tolist(), own.logprobs[at], strict=True) if t in known]
     total = sum(np.exp(p) * (p - q) for p, q in shared)
