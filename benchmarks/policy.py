@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from benchmarks.machine import machine
 from demo.workspace import TeacherRecipe
 from distill.on_policy_settings import OnPolicySettings
-from distill.request import TrainRequest
 from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
 from distill.teachers.protocol import AnySignal, Signal
 
@@ -109,31 +108,20 @@ def learn(
 ) -> tuple[int, float]:
     """Train a student into folder/student; returns its steps, and seconds without those of the teacher's answers."""
     from distill.prepare import prepare
-    from distill.rounds import loop
-    from distill.rounds.answers import in_process
-    from distill.signals import SignalStore, fetch
-    from distill.teachers.scored import scores_of
-    from distill.teachers.scorers import scorer_of
+    from distill.rounds.alone import on_policy
+    from distill.trainer import train
 
     student = StudentSettings(base=str(material.start), max_prompt_tokens=LONGEST, max_new_tokens=NEW)
     teacher = TeacherSettings(
         model=str(material.teacher), top_k=TOP_K, device="cpu", signals=f"{folder.parent}/signals"
     )
-    request = prepare(
-        material.prompts, student=student, teacher=teacher, training=training, output=folder, on_line=_quiet
-    )
-    began = time.perf_counter()
-    if policy is None:
-        _train(request)
-    else:
-        scorer, store = scorer_of(teacher), SignalStore(request.signals)
-        helpers = loop.Helpers(
-            sampler=in_process(student, teacher),
-            score=lambda rows: fetch(store, scores_of(scorer, rows)),
-            train=lambda path: _train(TrainRequest.load(path)),
-            told=_quiet,
-        )
-        loop.learn(request, policy, helpers)
+    with redirect_stdout(StringIO()):  # the section is all that is printed
+        request = prepare(material.prompts, student=student, teacher=teacher, training=training, output=folder)
+        began = time.perf_counter()
+        if policy is None:
+            train(request)
+        else:
+            on_policy(student, teacher, policy)(request)
     return len((folder / "metrics.jsonl").read_text().splitlines()), time.perf_counter() - began
 
 
@@ -218,18 +206,6 @@ def _divergence(own: Signal, theirs: Signal, at: int) -> float:
 def _cell(values: Sequence[float], *, signed: bool = False) -> str:
     shown: Callable[[float], str] = (lambda v: f"{v:+.3f}") if signed else (lambda v: f"{v:.3f}")
     return f"{shown(statistics.fmean(values))} ({', '.join(map(shown, values))})"
-
-
-def _train(request: TrainRequest) -> None:
-    """Train in this process; its lines are no part of the section."""
-    from distill.trainer import train
-
-    with redirect_stdout(StringIO()):
-        train(request)
-
-
-def _quiet(line: str) -> None:
-    """Say nothing: the section is all that is printed."""
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -147,10 +147,19 @@ def _cost(
     _, bought = lacking(store, teacher_of(teaching), ids)
     answer = np.mean([len(store.get(key.tobytes()).answer) for key in obtained.keys])
     tokens = sum(len(ids[at]) for at in bought) + round(len(bought) * float(answer))
+    tokens += _scored(teaching, len(learned), float(np.mean([len(row) for row in ids[: len(learned)]])) + float(answer))
     new = int((~learned["replay"]).sum())
     sampled = min(new, teaching.audit.sample_rows) * teaching.audit.samples  # at most: they may be stored
     tokens += round(sampled * float(np.mean([len(row) for row in ids[:new]]) + answer))
     return tokens, _training_seconds(run.folder.parent, champion, len(learned), teaching)
+
+
+def _scored(teaching: Teaching, rows: int, tokens: float) -> int:
+    """Return how many tokens the teacher would score of the student's own answers to rows of so many; 0 off-policy."""
+    training, policy = teaching.training, teaching.on_policy
+    if training.mode != "on_policy":
+        return 0
+    return round(rows * policy.share * min(training.epochs, policy.rounds) * tokens)  # a round has a row once
 
 
 def _training_seconds(runs: Path, champion: Champion, rows: int, teaching: Teaching) -> float | None:
