@@ -220,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--epochs", type=float, default=4.0, help="passes over the prompts, of both")
     add("--rate", type=float, default=1e-3, help="peak learning rate of both")
     add("--rounds", type=int, default=4, metavar="N", help="of the on-policy training")
-    add("--share", type=float, default=0.5, help="of a round's rows that the student answers")
+    add("--share", type=float, default=0.25, help="of a round's rows that the student answers")
     add("--divergence", default="reverse_kl", help="on the student's own answers")
     add("--temperature", type=float, default=1.0, help="of the student's answers")
     add("--start-rows", type=int, default=1200, metavar="N", help="other prompts, which the start has learned from")

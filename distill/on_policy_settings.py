@@ -14,7 +14,7 @@ class OnPolicySettings(Section):
         4, ge=1, description="times that the student answers and then learns [count]", json_schema_extra=ONLY_ON_POLICY
     )
     share: float = Field(
-        0.5,
+        0.25,
         gt=0,
         le=1,
         description="share of a round's rows that the student answers itself; the others have the teacher's answers "

@@ -2,6 +2,7 @@
 
     output/round-1/mixture.safetensors   the round's rows: the teacher's answers, and the student's own with its scores
     output/round-1/round.json            what came of it; a round that has it is over
+    output/rounds.json                   by which settings rounds are made
     output/answers/                      the student's answers (a store of its own)
     output/checkpoints/, metrics.jsonl   one training through all rounds: weights, moments and learning rate go on
     output/student/, outcome.json        after the last round
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from distill import mixture
 from distill.batching.order import Order
+from distill.errors import InputError
 from distill.mixture import Mixture
 from distill.on_policy_settings import OnPolicySettings
 from distill.request import Part, TrainRequest
@@ -33,7 +35,7 @@ from distill.signals import Obtained, SignalStore
 from distill.teachers.scored import Spoken
 from distill.training import outcome, validation
 
-ROUND = "round.json"
+ROUND, ASKED = "round.json", "rounds.json"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ def learn(request: TrainRequest, settings: OnPolicySettings, helpers: Helpers) -
     The request's mixture has the teacher's answers to all rows. Raises what sampling, scoring and training raise.
     """
     output, rows = Path(request.output), mixture.load(Path(request.mixture))
+    _claim(output / ASKED, settings)
     done: list[dict[str, Any]] = []
     held = validation.rows_of(rows, request.settings)
     planned = _planned(request, settings, rows, held)
@@ -73,6 +76,21 @@ def learn(request: TrainRequest, settings: OnPolicySettings, helpers: Helpers) -
         shutil.rmtree(output / "student", ignore_errors=True)
         os.replace(last / "student", output / "student")
     return done
+
+
+def _claim(path: Path, settings: OnPolicySettings) -> None:
+    """Write down by which settings the rounds of a folder are made; InputError where they are of others."""
+    asked = {name: value for name, value in settings.model_dump(mode="json").items() if name != "urls"}
+    if path.is_file() and (before := json.loads(path.read_text("utf-8"))) != asked:
+        other = [
+            f"{name} {before.get(name)!r}, now {value!r}" for name, value in asked.items() if before.get(name) != value
+        ]
+        raise InputError(
+            f"{str(path.parent)!r} has rounds of other settings (on_policy: {'; '.join(other)}): name another output, "
+            "or delete that folder to start anew"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, asked)
 
 
 def summed(done: Sequence[dict[str, Any]]) -> dict[str, Any]:

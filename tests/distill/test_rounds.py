@@ -61,7 +61,7 @@ def asked(
             output=output,
             on_line=lambda line: None,
         )
-        return request, OnPolicySettings.model_validate({"rounds": 3, **(policy or {})})
+        return request, OnPolicySettings.model_validate({"rounds": 3, "share": 0.5, **(policy or {})})
 
     return make
 
@@ -293,8 +293,10 @@ class TestRounds:
         def never(path: Path) -> None:
             raise AssertionError(path)
 
-        again = loop.learn(whole[0], OnPolicySettings(rounds=3), helpers(whole[0], teacher, train=never))
+        again = loop.learn(whole[0], OnPolicySettings(rounds=3, share=0.5), helpers(whole[0], teacher, train=never))
         assert again == whole[1]
+        with pytest.raises(InputError, match="rounds of other settings"):
+            loop.learn(whole[0], OnPolicySettings(rounds=3, share=0.4), helpers(whole[0], teacher, train=never))
 
     def test_validation_is_over_the_same_rows_of_the_teachers_in_all_rounds_and_the_best_of_all_is_exported(
         self, asked: Callable[..., tuple[TrainRequest, OnPolicySettings]], teacher: Path, tmp_path: Path

@@ -105,3 +105,20 @@ def test_what_cannot_be_is_said_before_anything_is_asked() -> None:
     several = {"mode": "on_policy", "nodes": 2, "rendezvous": "here:1"}
     with pytest.raises(settings.SettingsError, match=r"set training\.nodes to 1"):
         settings.load(None, {"training": several})
+
+
+@pytest.mark.sglang
+def test_the_whole_loop_with_teacher_and_student_on_servers_that_are_gone_afterwards(make_workspace: Any) -> None:
+    workspace = make_workspace(
+        teacher={"backend": "sglang", "serve": True},
+        training={"mode": "on_policy"},
+        on_policy={"rounds": 2, "share": 0.5, "sampler": "sglang"},
+    )
+    result = finished(workspace.command("--json"))
+    assert result["outcome"] == "promoted"
+    came = manifest(workspace, "train")["result"]
+    assert [each["round"] for each in came["rounds"]] == [1, 2]
+    assert came["on_policy"]["own_rows"] > 50
+    assert came["on_policy"]["scored_tokens"] == came["bought_tokens"] + came["reused_tokens"] > 1000
+    left = [each.info["cmdline"] for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"]]
+    assert not [words for words in left if str(workspace.folder) in " ".join(words)]
