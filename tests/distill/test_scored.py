@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from distill.errors import InputError
+from distill.errors import Failure, InputError
 from distill.models import load_model
 from distill.prompts import encode, load_tokenizer
 from distill.signals import SignalStore, fetch
@@ -17,6 +17,7 @@ from distill.teachers.local import LocalTeacher
 from distill.teachers.local_scores import LocalScores
 from distill.teachers.protocol import AnySignal, HiddenSignal, Signal
 from distill.teachers.scored import Progress, Spoken, scores_of
+from distill.teachers.sglang_replies import Asked, scored_of
 
 K = 8
 
@@ -141,3 +142,40 @@ def test_rows_that_the_teacher_cannot_take_are_refused_by_name(
     scorer = LocalScores(tiny_checkpoint, top_k=K, max_new_tokens=1, device="cpu")
     with pytest.raises(InputError, match=told):
         list(scorer.score([Spoken(np.array(prompt, np.int32), np.array(answer, np.int32))]))
+
+
+ANSWER = np.array([4, 9, 1], np.int32)
+ASKED = Asked(prompt_tokens=5, max_new_tokens=1, stops=[1], vocabulary=10, top_k=2, weights="student-1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"weight_version": "student-2"}, "expected weights of version 'student-1', got 'student-2'"),
+        ({"prompt_tokens": 4}, "expected 5 tokens of prompt, got 4"),
+        (
+            {"input_token_logprobs": [[None, 7, None], [-1.0, 4, None]]},
+            "expected 3 log-probabilities, one a token, got 1",
+        ),
+        ({"input_token_logprobs": None}, "expected 3 log-probabilities, one a token, got 0"),
+        ({"ids": [4, 9, 2]}, r"expected those of the tokens \[1\], got those of \[2\]"),
+        ({"ids": [0, 9, 1]}, r"expected those of the tokens \[4\], got those of \[0\]"),
+        ({"values": [-1.0, 0.5, -2.0]}, "expected log-probabilities <= 0, got 0.5"),
+        ({"values": [-1.0, float("nan"), -2.0]}, "expected finite log-probabilities, got nan"),
+    ],
+)
+def test_a_servers_scores_that_cannot_be_right_are_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(Failure, match=told):
+        scored_of(scores(**changes), ANSWER, ASKED)
+
+
+def test_a_servers_scores_follow_the_prompts_last_token_and_its_last_id_comes_back_as_0() -> None:
+    assert scored_of(scores(), ANSWER, ASKED).tolist() == [-1.0, -0.5, -2.0]
+    assert scored_of(scores(ids=[4, 0, 1]), ANSWER, ASKED).tolist() == [-1.0, -0.5, -2.0]
+
+
+def scores(ids: Sequence[int] = (4, 9, 1), values: Sequence[float] = (-1.0, -0.5, -2.0), **changes: Any) -> Any:
+    """Return a sound reply to a scored answer, with changes."""
+    said = [[value, token, None] for value, token in zip(values, ids, strict=True)]
+    meta = {"prompt_tokens": 5, "weight_version": "student-1", "input_token_logprobs": [[None, 7, None], *said]}
+    return {"output_ids": [3], "meta_info": {**meta, **changes}}

@@ -45,6 +45,7 @@ def spoken(checkpoint: Path) -> list[Spoken]:
     prompts = encode(load_tokenizer(checkpoint), [f"the printer {n}" + " at all" * (n % 9) for n in range(20)], 96).ids
     rng = np.random.default_rng(0)
     rows = [Spoken(prompt, rng.integers(4, 300, 1 + n % 13, dtype=np.int32)) for n, prompt in enumerate(prompts)]
+    rows.append(Spoken(prompts[0], np.array([319, 5, 319, 0], np.int32)))  # the last id of the vocabulary
     return [*rows, Spoken(rng.integers(4, 300, 700, dtype=np.int32), rng.integers(4, 300, 30, dtype=np.int32))]
 
 

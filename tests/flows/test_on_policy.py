@@ -108,6 +108,7 @@ def test_what_cannot_be_is_said_before_anything_is_asked() -> None:
 
 
 @pytest.mark.sglang
+@pytest.mark.timeout(3600)
 def test_the_whole_loop_with_teacher_and_student_on_servers_that_are_gone_afterwards(make_workspace: Any) -> None:
     workspace = make_workspace(
         teacher={"backend": "sglang", "serve": True},
