@@ -32,6 +32,7 @@ class Batch:
     answer_at: NDArray[np.int64]  # (A,) flat positions in (B, L) that predict an answer token
     answer: NDArray[np.int64]  # (A,) that token
     answer_share: NDArray[np.float32]  # (A,)
+    own: NDArray[np.bool_]  # (A,) the student itself said that token: no cross entropy, and a divergence of its own
     signal: AnySignal | Translated | None  # the teacher's, of these A tokens; None where there are none
     prompt_at: NDArray[np.int64]  # (P,) flat positions that predict a prompt token: all but each row's first
     prompt: NDArray[np.int64]  # (P,) that token
@@ -148,6 +149,7 @@ def collate(
         filled.flat[start:end] = 1
     asked = [len(prompt) for prompt in prompts]
     share = [mixture.weights[rows] / total if rows else np.zeros(0) for total in weight]
+    own = np.zeros(len(rows), np.bool_) if mixture.own is None else mixture.own[rows]
     return Batch(
         input_ids=input_ids,
         position_ids=position_ids,
@@ -156,6 +158,7 @@ def collate(
         answer_at=_joined([s + p - 1 + np.arange(a) for s, p, a in zip(starts, asked, answers, strict=True)], np.int64),
         answer=_joined(spoken, np.int64),
         answer_share=np.repeat(share[0], answers).astype(np.float32),
+        own=np.repeat(own, answers),
         signal=signal,
         prompt_at=_joined([s + np.arange(p - 1) for s, p in zip(starts, asked, strict=True)], np.int64),
         prompt=_joined([prompt[1:] for prompt in prompts], np.int64),

@@ -17,6 +17,8 @@ def disagreement(teacher: TeacherSettings, training: TrainingSettings) -> tuple[
             f"set training.replicas to a divisor of {all_processes}",
             ("training.replicas", "training.processes", "training.nodes"),
         )
+    if training.mode == "on_policy" and (wrong := _no_rounds(teacher, training)):
+        return wrong
     if teacher.backend == "openai":
         return _answers_alone(teacher, training)
     if teacher.cross_tokenizer and (hidden or training.live_teacher):
@@ -48,6 +50,35 @@ def disagreement(teacher: TeacherSettings, training: TrainingSettings) -> tuple[
             "the mass of the tail of top-k is known at temperature 1 alone: set training.temperature to 1, or "
             "training.live_teacher to true, or teacher.signals_format to hidden:bf16",
             ("training.temperature", "training.live_teacher", "teacher.signals_format"),
+        )
+    return None
+
+
+def _no_rounds(teacher: TeacherSettings, training: TrainingSettings) -> tuple[str, tuple[str, ...]] | None:
+    """Return why a student cannot learn from its own answers so, as `disagreement`."""
+    if training.nodes > 1:
+        return (
+            "on-policy rounds are started one after the other from one machine: set training.nodes to 1 (several "
+            "processes are fine), or training.mode to off_policy",
+            ("training.mode", "training.nodes"),
+        )
+    if teacher.backend == "openai":
+        return (
+            f"{_NOTHING_ELSE}, so that it cannot score the student's own: set training.mode to off_policy, or use "
+            "another teacher",
+            ("training.mode", "teacher.backend"),
+        )
+    if training.divergence == "none":
+        return (
+            "the student's own answers are learned by a divergence alone: set training.divergence, or training.mode to "
+            "off_policy",
+            ("training.mode", "training.divergence"),
+        )
+    if teacher.cross_tokenizer:
+        return (
+            "a teacher with another tokenizer cannot score the student's own answers, which are its tokens: set "
+            "training.mode to off_policy, or teacher.cross_tokenizer to false",
+            ("training.mode", "teacher.cross_tokenizer"),
         )
     return None
 

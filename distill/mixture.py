@@ -20,6 +20,8 @@ class Mixture:
     keys: NDArray[np.uint8]  # (rows, 32)
     weights: NDArray[np.float32]  # (rows,) what each of a row's tokens counts, 1 on average
     alignment: Alignment | None = None  # the answers in the student's tokens, where the teacher's are others
+    own: NDArray[np.bool_] | None = None  # (rows,) the answer is the student's own, not the teacher's; None: of no row
+    held: NDArray[np.bool_] | None = None  # (rows,) for validation alone; None: the training draws them
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -44,12 +46,16 @@ def save(
     prompts: list[NDArray[np.int32]],
     keys: NDArray[np.uint8],
     weights: NDArray[np.float32] | None = None,
+    *,
     alignment: Alignment | None = None,
+    own: NDArray[np.bool_] | None = None,
+    held: NDArray[np.bool_] | None = None,
 ) -> None:
     """Write the rows of a mixture as one safetensors file; without weights all rows count the same.
 
-    alignment: of these rows, where the teacher has another tokenizer; prompts are in the student's tokens. Raises
-    InputError when the parts are not of as many rows, or the weights are not positive with mean 1.
+    alignment: of these rows, where the teacher has another tokenizer; prompts are in the student's tokens. own, held:
+    as of Mixture; what is not given is not in the file. Raises InputError when the parts are not of as many rows, or
+    the weights are not positive with mean 1.
     """
     from safetensors.numpy import save_file
 
@@ -65,9 +71,9 @@ def save(
     offsets = np.zeros(len(prompts) + 1, np.int64)
     np.cumsum([len(prompt) for prompt in prompts], out=offsets[1:])
     tokens = np.concatenate(prompts).astype(np.int32) if prompts else np.zeros(0, np.int32)
-    keys = np.ascontiguousarray(keys)
-    parts = {"tokens": tokens, "offsets": offsets, "keys": keys, "weights": np.ascontiguousarray(weights)}
-    save_file({**parts, **(alignment_file.parts(alignment) if alignment else {})}, str(path))
+    parts = {"tokens": tokens, "offsets": offsets, "keys": keys, "weights": weights, "own": own, "held": held}
+    parts |= alignment_file.parts(alignment) if alignment else {}
+    save_file({name: np.ascontiguousarray(part) for name, part in parts.items() if part is not None}, str(path))
 
 
 def load(path: Path) -> Mixture:
@@ -99,12 +105,16 @@ def _check(rows: Mixture, name: str) -> None:
     remedy = "make the mixture again, or mend what wrote it"
     offsets, weights, tokens = rows.offsets, rows.weights, rows.tokens
     expected = {"keys": (len(weights), 32), "offsets": (len(weights) + 1,), "weights": (weights.size,)}
+    expected |= {name: (len(weights),) for name in ("own", "held") if getattr(rows, name) is not None}
     got = {part: getattr(rows, part).shape for part in expected}
     if got != expected or tokens.ndim != 1:
         raise InputError(
             f"{name}: rows of another shape, {got}, tokens {tokens.shape}; expected keys (rows, 32), offsets "
             f"(rows + 1,), weights (rows,) and tokens one after the other: {remedy}"
         )
+    flags = [part.dtype for part in (rows.own, rows.held) if part is not None]
+    if any(dtype != np.bool_ for dtype in flags):
+        raise InputError(f"{name}: own and held are to be true or false for each row: {remedy}")
     if not (offsets.dtype.kind == tokens.dtype.kind == "i" and rows.keys.dtype == np.uint8):
         raise InputError(f"{name}: tokens and offsets are to be signed whole numbers, and keys bytes: {remedy}")
     if offsets[0] != 0 or offsets[-1] != len(tokens) or (np.diff(offsets) < 0).any():

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -96,7 +96,7 @@ def prepare(
     return request
 
 
-def _beside(asked: "AnyTeacher", training: TrainingSettings) -> dict[str, str]:
+def _beside(asked: "AnyTeacher", training: TrainingSettings) -> dict[str, Any]:
     """Return what a request has to say of the teacher, whose weights most trainings do without."""
     from distill.teachers.openai import OpenAITeacher
 

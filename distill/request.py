@@ -9,12 +9,26 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from distill.errors import InputError
-from distill.settings import TrainingSettings, identifies
+from distill.settings import Divergence, TrainingSettings, identifies
 
 PROGRESS = "redistill.step "  # begins a line that holds a step's record as JSON
 ERROR = "redistill.error "  # begins the line in which an agent says why its attempt failed (Failed)
 AGENT = "REDISTILL_AGENT"  # process id of the agent that started a worker
 LOGS = "REDISTILL_LOGS"  # folder of the attempt's logs; set for workers that an agent started
+
+
+@dataclass(frozen=True)
+class Part:
+    """The steps of a longer training that a request is for; each part has rows of its own.
+
+    Weights, moments, the learning rate's course and what validation said go on from the part before.
+    """
+
+    first: Annotated[int, Field(ge=0)]  # steps that are done before it
+    last: Annotated[int, Field(ge=1)]  # its last step, counted from the beginning of all
+    steps: Annotated[int, Field(ge=1)]  # of all parts
+    states: str  # folder of checkpoints/ and metrics.jsonl, which all parts share
+    own_divergence: Divergence  # on the student's own answers
 
 
 @dataclass(frozen=True)
@@ -30,6 +44,12 @@ class TrainRequest:
     settings: TrainingSettings
     teacher: str = ""  # checkpoint; needed for a live one, and for signals that are final states
     teacher_sha256: str = ""  # of the checkpoint that gave the signals; a checkpoint with another is refused
+    part: Part | None = None  # None: the request is for the whole training
+
+    @property
+    def states(self) -> Path:
+        """Folder of checkpoints/ and metrics.jsonl."""
+        return Path(self.part.states if self.part else self.output)
 
     def save(self, path: Path) -> None:
         """Write the request as JSON."""
@@ -39,10 +59,13 @@ class TrainRequest:
         """Return the SHA-256 of what is asked, without where it lies or how fast it is made."""
         places = {"start", "mixture", "signals", "output", "teacher"}
         asked: dict[str, Any] = {name: value for name, value in asdict(self).items() if name not in places}
+        part = asked.pop("part")  # a request for the whole has the identity that it had before there were parts
+        if part:
+            asked["part"] = {name: value for name, value in part.items() if name != "states"}
         asked["settings"] = {
             name: value
             for name, value in self.settings.model_dump(mode="json").items()
-            if identifies(type(self.settings).model_fields[name], value)
+            if identifies(type(self.settings).model_fields[name], value, self.settings.mode)
         }
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 

@@ -9,6 +9,8 @@ from pydantic.fields import FieldInfo
 LOCATION: JsonDict = {"location": True}  # where a thing lies, not what comes out: no part of a request's identity
 # Part of a request's identity where it is not the default: requests from before there was such a setting stay the same.
 WHEN_SET: JsonDict = {"when_set": True}
+# Without effect while the student learns from the teacher's answers: no part of the identity of what was asked so.
+ONLY_ON_POLICY: JsonDict = {"mode": "on_policy"}
 Device = Literal["auto", "cpu", "cuda"]
 Divergence = Literal[  # distill.loss.formulas has the formulas
     "forward_kl",
@@ -28,10 +30,11 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def identifies(field: FieldInfo, value: object) -> bool:
-    """Return whether a setting of this value is part of a request's identity."""
+def identifies(field: FieldInfo, value: object, mode: str) -> bool:
+    """Return whether a setting of this value is part of a request's identity, in this `training.mode`."""
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    return not extra.get("location") and not (extra.get("when_set") and value == field.default)
+    unset = extra.get("when_set") and value == field.default
+    return not (extra.get("location") or unset) and extra.get("mode", mode) == mode
 
 
 class StudentSettings(Section):
@@ -163,6 +166,12 @@ class TeacherSettings(Section):
 class TrainingSettings(Section):
     """How the student learns."""
 
+    mode: Literal["off_policy", "on_policy"] = Field(
+        "off_policy",
+        description="the student learns from the teacher's answers, or in rounds from its own as well, which the "
+        "teacher scores (see on_policy) [off_policy, on_policy]",
+        json_schema_extra=ONLY_ON_POLICY,
+    )
     epochs: float = Field(3.0, gt=0, description="passes over window and replay, from the champion's weights [epochs]")
     first_epochs: float = Field(6.0, gt=0, description="passes for the first champion, from the base [epochs]")
     learning_rate: float = Field(2e-3, gt=0, description="peak learning rate from the champion's weights [1/step]")

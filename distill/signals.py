@@ -12,8 +12,8 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import RLock
 from typing import Any, TypeAlias, TypeVar
@@ -134,7 +134,7 @@ class SignalStore:
         check(records)
         self.refresh()
         unique = {record[0]: record for record in records}
-        known = self.contains(_keys(list(unique)))
+        known = self.contains(joined(list(unique)))
         if not (new := [record for record, there in zip(unique.values(), known, strict=True) if not there]):
             return 0
         try:
@@ -229,27 +229,57 @@ class SignalStore:
         )
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """N signals that are wanted, and who makes them."""
+
+    keys: Keys  # (N, 32)
+    prompt_tokens: Sequence[int]  # (N,) of which each signal's answer follows
+    # (numbers of those to make, progress) -> (place in these numbers, signal), in any order
+    make: Callable[[NDArray[np.int64], Callable[[int, int], None] | None], Iterable[tuple[int, AnySignal]]]
+    maker: object  # whoever is asked by `make`; what asking took is counted where that is over the network
+
+
+def answers_to(teacher: Teacher, prompts: Sequence[NDArray[np.int32]]) -> Wanted:
+    """Return that the teacher's answers to these prompts are wanted."""
+    keys = [key(teacher.digest, teacher.format, teacher.sampling, prompt) for prompt in prompts]
+
+    def make(rows: NDArray[np.int64], progress: Callable[[int, int], None] | None) -> Iterable[tuple[int, AnySignal]]:
+        return teacher.ask([prompts[at] for at in rows], progress)
+
+    return Wanted(joined(keys), [len(prompt) for prompt in prompts], make, teacher)
+
+
 def lacking(
     store: SignalStore, teacher: Teacher, prompts: Sequence[NDArray[np.int32]]
 ) -> tuple[Keys, NDArray[np.int64]]:
     """Return the prompts' keys, (N, 32), and which prompts would have to be bought, each different one once."""
-    keys = _keys([key(teacher.digest, teacher.format, teacher.sampling, prompt) for prompt in prompts])
+    keys = answers_to(teacher, prompts).keys
+    return keys, absent(store, keys)
+
+
+def absent(store: SignalStore, keys: Keys) -> NDArray[np.int64]:
+    """Return which of the keys the store lacks, each different one once."""
     store.refresh()
     first = np.sort(np.unique(_strings(keys), return_index=True)[1])
-    return keys, first[~store.contains(keys[first])]
+    return first[~store.contains(keys[first])]
 
 
-def obtain(
+def obtain(store: SignalStore, teacher: Teacher, prompts: Sequence[NDArray[np.int32]], **options: Any) -> Obtained:
+    """Ask the teacher for the answers that the store lacks, each prompt once; options and errors as of `fetch`."""
+    return fetch(store, answers_to(teacher, prompts), **options)
+
+
+def fetch(
     store: SignalStore,
-    teacher: Teacher,
-    prompts: Sequence[NDArray[np.int32]],
+    wanted: Wanted,
     *,
     progress: Callable[[int, int], None] | None = None,
     buying: Callable[[Keys], None] | None = None,
     flush_rows: int = 512,
     flush_seconds: float = 10.0,
 ) -> Obtained:
-    """Ask the teacher for what the store lacks, each prompt once, and count what was reused and bought.
+    """Have made what the store lacks, each signal once, and count what was reused and bought.
 
     What another job is buying at the same time is waited for (distill/store/claims.py). `buying` is told the keys
     that are about to be asked for. Answers are stored after `flush_rows` of them or `flush_seconds`, whichever comes
@@ -257,11 +287,8 @@ def obtain(
     be right.
     """
     bought: list[Keys] = []
-    effort = Effort()
-    while True:
-        keys, asked = lacking(store, teacher, prompts)
-        if not len(asked):
-            break
+    keys, effort = wanted.keys, Effort()
+    while len(asked := absent(store, keys)):
         with claimed(store.place, keys[asked]) as own:
             store.refresh()  # who had claimed some before may have stored them by now
             own &= ~store.contains(keys[asked])
@@ -270,8 +297,8 @@ def obtain(
                 if buying:
                     buying(keys[mine])
                 began = time.monotonic()
-                _buy(store, teacher, prompts, keys, mine, progress, flush_rows, flush_seconds)
-                effort = effort.plus(_effort(store, teacher, keys[mine], time.monotonic() - began))
+                _buy(store, wanted, mine, progress, flush_rows, flush_seconds)
+                effort = effort.plus(_effort(store, wanted.maker, keys[mine], time.monotonic() - began))
                 bought.append(keys[mine])
         if not own.any():
             _log.info("%d teacher signals are being bought by another job: waiting for them", len(asked))
@@ -281,9 +308,7 @@ def obtain(
 
 def _buy(
     store: SignalStore,
-    teacher: Teacher,
-    prompts: Sequence[NDArray[np.int32]],
-    keys: Keys,
+    wanted: Wanted,
     asked: NDArray[np.int64],
     progress: Callable[[int, int], None] | None,
     flush_rows: int,
@@ -294,9 +319,10 @@ def _buy(
     answered: set[int] = set()
     flushed = time.monotonic()
     try:
-        for row, signal in teacher.ask([prompts[at] for at in asked], progress):
+        for row, signal in wanted.make(asked, progress):
             answered.add(row)
-            pending.append((keys[asked[row]].tobytes(), len(prompts[asked[row]]), signal))
+            at = int(asked[row])
+            pending.append((wanted.keys[at].tobytes(), wanted.prompt_tokens[at], signal))
             if len(pending) >= flush_rows or time.monotonic() - flushed >= flush_seconds:
                 full, pending = pending, []
                 store.put(full)
@@ -309,9 +335,9 @@ def _buy(
         )
 
 
-def _effort(store: SignalStore, teacher: Teacher, keys: Keys, seconds: float) -> Effort:
+def _effort(store: SignalStore, maker: object, keys: Keys, seconds: float) -> Effort:
     prompt_tokens, answer_tokens = store.lengths(keys)
-    spent = replace(teacher.spent) if isinstance(teacher, Remote) else None
+    spent = replace(maker.spent) if isinstance(maker, Remote) else None
     return Effort(seconds, int(prompt_tokens.sum()), int(answer_tokens.sum()), spent)
 
 
@@ -333,7 +359,8 @@ def withheld(store: SignalStore, keys: Keys) -> NDArray[np.bool_]:
     return ending >= FILTERED
 
 
-def _keys(keys: list[bytes]) -> Keys:
+def joined(keys: Sequence[bytes]) -> Keys:
+    """Return keys as one array, (N, 32)."""
     return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32)
 
 

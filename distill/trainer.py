@@ -30,6 +30,7 @@ from distill.batching.ahead import made_ahead
 from distill.batching.attention import layout_of
 from distill.batching.packing import Layout
 from distill.divergence import check_kernel
+from distill.errors import InputError
 from distill.loss.inside import require_whole_maps
 from distill.loss.objective import Objective
 from distill.models import export, load_model
@@ -73,13 +74,18 @@ class TrainState(Stateful):
 def train(request: TrainRequest) -> None:
     """Train until the last step, or until validation says so, and export `output/student`.
 
-    Goes on from the latest training state. In a process group of the caller's it is collective, and under torch elastic
-    the processes find each other; without either this process trains alone (distill/training/group.py). Raises Failure
-    when a step would spoil the student (distill/training/guards.py), and InputError for what cannot be used: a missing
-    file, an output that cannot be written or has another training, a student that cannot be trained.
+    Goes on from the latest training state; a request for a part of a training ends with that part's last step. In a
+    process group of the caller's it is collective, and under torch elastic the processes find each other; without
+    either this process trains alone (distill/training/group.py). Raises Failure when a step would spoil the student
+    (distill/training/guards.py), and InputError for what cannot be used: a missing file, an output that cannot be
+    written or has another training, a student that cannot be trained.
     """
     places.check(request)
-    with group.joined(request.settings.device), alone_in(Path(request.output) / "checkpoints"):
+    if request.settings.mode == "on_policy" and request.part is None:
+        raise InputError(
+            "training.mode on_policy is a training in rounds: give the request to distill.rounds.loop.learn"
+        )
+    with group.joined(request.settings.device), alone_in(request.states / "checkpoints"):
         _train(request)
 
 
@@ -95,26 +101,30 @@ def _train(request: TrainRequest) -> None:
     batches = _batches(request, layout, student)
     if settings.lora_rank:
         adapters.add(student, settings)
-    model = shard(Objective(student, settings, layout, teacher), student, mesh, settings)
+    own_divergence = request.part.own_divergence if request.part else None
+    model = shard(Objective(student, settings, layout, teacher, own_divergence), student, mesh, settings)
     learning = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(
         learning, lr=request.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
     )
-    state, checkpoints = {"train": TrainState(model, optimizer)}, output / "checkpoints"
+    state, checkpoints = {"train": TrainState(model, optimizer)}, request.states / "checkpoints"
     states.sweep(checkpoints)
     gone = states.gone(checkpoints)
     progress = states.restore(checkpoints, state) or Progress()
-    steps, held = batches.order.steps(request.epochs), np.flatnonzero(batches.order.left_out).tolist()
-    last = progress.step if progress.stopped(settings.patience) else steps
-    first = os.environ.get("LOCAL_RANK", "0") == "0"  # of this machine: each shows how far it is
-    log = StepLog(output / "metrics.jsonl" if rank == 0 else None, progress.step) if first else None
+    first, last, steps = _span(request, batches, progress)
+    held = np.flatnonzero(batches.order.left_out).tolist()
+    if progress.step == first:
+        progress.other_rows()
+    until = progress.step if progress.stopped(settings.patience) else last
+    shows = os.environ.get("LOCAL_RANK", "0") == "0"  # the first of each machine shows how far it is
+    log = StepLog(request.states / "metrics.jsonl" if rank == 0 else None, progress.step) if shows else None
     if rank == 0:
         resumption = [f"resumed after step {progress.step} of {steps}"] if progress.step else []
         resumption += [_gone(checkpoints, gone, progress.step)] if gone else []
         for line in (*resumption, *_notes(batches, settings, unpacked)):
             print(line, flush=True)
     # ---------------------------------------------------------------------------------------------------------------
-    with closing(made_ahead(batches.step, range(progress.step, last))) as ahead:
+    with closing(made_ahead(batches.step, range(progress.step - first, until - first))) as ahead:
         for step in ahead:
             began = time.perf_counter()
             seed_step(settings.seed, progress.step, rank)
@@ -127,7 +137,7 @@ def _train(request: TrainRequest) -> None:
             norm = clip(learning, settings.max_grad_norm, mesh)
             dist.all_reduce(sums)
             losses = _named(sums, settings, aligned=batches.mixture.alignment is not None)
-            guards.check(progress, losses["loss"], norm, settings, step.rows, batches.mixture, output)
+            guards.check(progress, losses["loss"], norm, settings, step.rows, batches.mixture, output, checkpoints)
             rate = _learning_rate(progress.step, steps, settings.warmup_steps, request.learning_rate)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -150,20 +160,37 @@ def _train(request: TrainRequest) -> None:
                         "seconds": time.perf_counter() - began,
                     }
                 )
-            ends = progress.step == steps or progress.stopped(settings.patience)
+            ends = progress.step == last or progress.stopped(settings.patience)
             if ends or progress.step % settings.checkpoint_steps == 0 or progress.step == progress.best_step:
                 states.save(checkpoints, state, progress, keep=settings.keep_checkpoints)
             if ends:
                 break
     # ---------------------------------------------------------------------------------------------------------------
+    goes_on = progress.step == last < steps and not progress.stopped(settings.patience)
     if not held:  # validation has said nothing of the last step
-        guards.check_student(validation.loss(model, batches, batches.order.rows(progress.step - 1)), progress, settings)
-    elif progress.best_step != progress.step:
+        ended = batches.order.rows(progress.step - 1 - first)
+        guards.check_student(validation.loss(model, batches, ended), progress, settings)
+    elif progress.best_step != progress.step and not goes_on:
         states.restore(checkpoints, state, best=True)
     if rank == 0:
-        outcome.write(output, progress, steps, batches.order)
+        outcome.write(output, progress, steps, batches.order, first=first, goes_on=goes_on)
     _export(student, request)
     dist.barrier()
+
+
+def _span(request: TrainRequest, batches: Batches, progress: Progress) -> tuple[int, int, int]:
+    """Return (steps before those of the request, its last step, steps of the whole training)."""
+    part = request.part
+    if part is None:
+        steps = batches.order.steps(request.epochs)
+        return 0, steps, steps
+    if not part.first <= progress.step <= part.last:
+        raise InputError(
+            f"{str(request.states / 'checkpoints')!r} has the training state after step {progress.step}, but this part "
+            f"of the training goes from step {part.first} to {part.last}: train the parts in their order, or delete "
+            f"{str(request.states)!r} to start anew"
+        )
+    return part.first, part.last, part.steps
 
 
 def _export(student: Any, request: TrainRequest) -> None:
@@ -205,7 +232,7 @@ def _batches(request: TrainRequest, layout: Layout, student: Any) -> Batches:
         width=student.get_input_embeddings().embedding_dim,
         pad=0 if pad is None else pad,
         seed=settings.seed,
-        left_out=validation.held_out(rows.keys, settings.validation_share, settings.seed),
+        left_out=validation.rows_of(rows, settings),
         rank=dist.get_rank(),
         processes=dist.get_world_size(),
     )

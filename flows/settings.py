@@ -22,6 +22,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from deployments.connection import masked
 from deployments.settings import PackagingSettings, RegistrySettings
 from distill.disagreement import disagreement, unknown
+from distill.on_policy_settings import OnPolicySettings
 from distill.settings import (
     AuditSettings,
     MixtureSettings,
@@ -86,6 +87,7 @@ class Settings(BaseSettings):
     mixture: MixtureSettings = MixtureSettings()
     audit: AuditSettings = AuditSettings()
     training: TrainingSettings = TrainingSettings()
+    on_policy: OnPolicySettings = OnPolicySettings()
     traffic: TrafficSettings = TrafficSettings()
     reference: ReferenceSettings = ReferenceSettings()
     features: FeatureSettings = FeatureSettings()
@@ -171,7 +173,7 @@ def result_changing(settings: Settings) -> dict[str, Any]:
     changing = {}
     for key, field in setting_keys():
         value = value_at(settings.model_dump(mode="json"), key)
-        if identifies(field, value):
+        if identifies(field, value, settings.training.mode):
             changing[key] = value
     return changing
 

@@ -167,12 +167,23 @@ def _training(came: dict[str, Any]) -> str:
     """Return in words which step's weights the student has, what validation said, and how many rows had no step."""
     missed = came.get("rows", {}).get("not_reached", 0)  # a retrain of an earlier version did not say
     unseen = f"; {missed} rows were in no step: {came['not_reached_because']}" if missed else ""
+    unseen += _on_policy(came.get("on_policy"))
     if came.get("validation_loss") is None:
         return f"a new student after {came['steps']} steps{unseen}" if came else "a new student"
     early = ", stopped early" if came["stopped_early"] else ""
     return (
         f"a new student: step {came['exported_step']} of {came['steps']} by validation loss "
         f"{came['validation_loss']:.4f}{early}{unseen}"
+    )
+
+
+def _on_policy(came: dict[str, Any] | None) -> str:
+    """Return in words what the student said itself; empty where it learned from the teacher's answers alone."""
+    if not came:
+        return ""
+    return (
+        f"; {came['own_rows']} answers of its own in {came['rounds']} rounds, {came['mean_tokens']:.1f} tokens each "
+        f"({came['empty_share']:.0%} empty, {came['cut_share']:.0%} cut), scored by the teacher"
     )
 
 

@@ -57,6 +57,7 @@ def teaching(settings: Settings, places: Places) -> Teaching:
         settings.mixture,
         settings.audit,
         places.teacher_metrics,
+        settings.on_policy,
     )
 
 

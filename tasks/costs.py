@@ -33,6 +33,16 @@ def report(obtained: Obtained, slices: Mapping[str, Obtained], teacher: TeacherS
     }
 
 
+def of_rounds(done: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what `report` returns, of rounds that each have a report among what they say of themselves."""
+    counts = ("reused_rows", "bought_rows", "reused_tokens", "bought_tokens")
+    slices = {f"round {each['round']}": {origin: each["cost"][origin] for origin in ORIGINS} for each in done}
+    return {
+        **{name: sum(each[name] for each in done) for name in counts},
+        "cost": {**total([each["cost"] for each in done]), "slices": slices},
+    }
+
+
 def total(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what several stages cost together, without their slices; of `report`, which has them under `cost`.
 

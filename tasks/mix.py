@@ -158,7 +158,7 @@ def write(
         [prompts[at] for at in trained],
         obtained.keys[trained],
         chosen.weights[trained],
-        alignment,
+        alignment=alignment,
     )
     right = labelled(rows, told)
     names = rows["request_id"].to_numpy(str)

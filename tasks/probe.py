@@ -33,7 +33,7 @@ from tasks.teaching import Teaching, asked_with, spoken_to, teacher_of
 from tasks.train import step_records
 from tasks.watch import ROWS_FILE
 
-AFTER = ("signals", "judge", "profile")  # stages that ask the teacher once the retrain is on its way
+AFTER = ("signals", "train", "judge", "profile")  # stages that may ask the teacher once the retrain is on its way
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def settle(run: Run, ledger: Path) -> dict[str, float | None] | None:
     fresh = next(check for check in found["judge"]["result"]["checks"] if check["kind"] == "fresh")
     true = {
         "gain": fresh["difference"],
-        "tokens": sum(stage["result"]["bought_tokens"] for name, stage in found.items() if name in AFTER),
+        "tokens": sum(stage["result"].get("bought_tokens", 0) for name, stage in found.items() if name in AFTER),
         "seconds": found["train"]["seconds"],
     }
     expected = found["probe"]["result"]["expected"]
@@ -157,10 +157,19 @@ def _cost(
     _, bought = lacking(store, asked, ids)
     answer = np.mean([len(store.get(key.tobytes()).answer) for key in obtained.keys])
     tokens = sum(len(ids[at]) for at in bought) + round(len(bought) * float(answer))
+    tokens += _scored(teaching, len(learned), float(np.mean([len(row) for row in ids[: len(learned)]])) + float(answer))
     new = int((~learned["replay"]).sum())
     sampled = min(new, teaching.audit.sample_rows) * teaching.audit.samples  # at most: they may be stored
     tokens += round(sampled * float(np.mean([len(row) for row in ids[:new]]) + answer))
     return tokens, _training_seconds(run.folder.parent, champion, len(learned), teaching)
+
+
+def _scored(teaching: Teaching, rows: int, tokens: float) -> int:
+    """Return how many tokens the teacher would score of the student's own answers to rows of so many; 0 off-policy."""
+    training, policy = teaching.training, teaching.on_policy
+    if training.mode != "on_policy":
+        return 0
+    return round(rows * policy.share * min(training.epochs, policy.rounds) * tokens)  # a round has a row once
 
 
 def _training_seconds(runs: Path, champion: Champion, rows: int, teaching: Teaching) -> float | None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.signals import Keys, Obtained, SignalStore, counted, obtain
+from distill import signals
+from distill.signals import Keys, Obtained, SignalStore, counted
 from monitoring.ledger import Ledger
 from tasks.run import Run, read_json
 
@@ -24,7 +25,14 @@ def buy(
     asked: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> Obtained:
-    """Return the signals of the prompts, bought where the store lacks them.
+    """Return the teacher's answers to the prompts, bought where the store lacks them; as of `fetch`."""
+    return fetch(store, signals.answers_to(teacher, prompts), asked, progress)
+
+
+def fetch(
+    store: SignalStore, wanted: signals.Wanted, asked: Path, progress: Callable[[int, int], None] | None = None
+) -> Obtained:
+    """Return the signals that are wanted, bought where the store lacks them.
 
     What is about to be asked for is written to the file `asked` first. A stage that was killed and asks again finds
     there what it has bought before, which counts as bought and not as reused.
@@ -36,7 +44,7 @@ def buy(
     def buying(keys: Keys) -> None:
         _keep(asked, np.unique(np.concatenate([before(), keys]), axis=0))
 
-    obtained = obtain(store, teacher, prompts, progress=progress, buying=buying)
+    obtained = signals.fetch(store, wanted, progress=progress, buying=buying)
     return counted(store, obtained.keys, before(), obtained.effort)
 
 

@@ -22,7 +22,6 @@ from tasks import costs
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-    from distill.teachers.protocol import Teacher
     from tasks.teaching import Teaching
 
 PREFIX = "redistill_teacher_"
@@ -46,7 +45,7 @@ _Sample: TypeAlias = tuple[str, str, _Labels, float]  # family, what follows its
 
 
 @contextmanager
-def counting(settings: "Teaching", teacher: "Teacher", paid: Callable[[], Paid]) -> Iterator[list[Obtained]]:
+def counting(settings: "Teaching", teacher: object, paid: Callable[[], Paid]) -> Iterator[list[Obtained]]:
     """Add what the block asks to the file that the settings name, if any, also where it ends with an error.
 
     The block puts what it obtained into the list. paid: of `purchases.paid`, which says more afterwards. A file that

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from distill.checkpoint import resolve
 from distill.errors import InputError
+from distill.on_policy_settings import OnPolicySettings
 from distill.settings import AuditSettings, MixtureSettings, StudentSettings, TeacherSettings, TrainingSettings
 from monitoring.settings import TrafficSettings
 from tasks import teacher_server
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from distill.generation import Sampling
     from distill.prompts import Encoded
     from distill.teachers.chosen import AnyTeacher
+    from distill.teachers.local_scores import LocalScores
+    from distill.teachers.sglang_scores import SGLangScores
     from distill.teachers.spoken import Spoken
 
 
@@ -31,13 +34,14 @@ class Teaching:
     mixture: MixtureSettings = field(default_factory=MixtureSettings)
     audit: AuditSettings = field(default_factory=AuditSettings)
     metrics: Path | None = None  # textfile that counts what was asked
+    on_policy: OnPolicySettings = field(default_factory=OnPolicySettings)
 
 
 def teacher_of(settings: Teaching, drawn: "Sampling | None" = None, spoken: "Spoken | None" = None) -> "AnyTeacher":
     """Return the teacher that the settings name; its weights are loaded when it is asked. spoken: of `spoken_to`."""
     from distill.teachers import chosen
 
-    asked, key = settings.teacher, _secret(settings.teacher.api_key_secret)
+    asked, key = settings.teacher, api_key(settings)
     if asked.backend == "openai":
         return chosen.teacher_of(settings.student, asked, drawn, api_key=key, spoken=spoken)
     urls = teacher_server.addresses(asked, str(resolve(asked.model, "teacher.model")), key)
@@ -62,6 +66,20 @@ def asked_with(start: Path, settings: Teaching) -> Any:
 
     tokenizer = load_tokenizer(start)
     return teacher_of(settings).asked_with(tokenizer) if settings.teacher.cross_tokenizer else tokenizer
+
+
+def scorer_of(settings: Teaching) -> "LocalScores | SGLangScores":
+    """Return the same teacher as one that scores answers which it has not given."""
+    from distill.teachers import scorers
+
+    asked, key = settings.teacher, api_key(settings)
+    urls = teacher_server.addresses(asked, str(resolve(asked.model, "teacher.model")), key)
+    return scorers.scorer_of(asked, urls=urls, api_key=key)
+
+
+def api_key(settings: Teaching) -> str:
+    """Return the servers' API key where a Secret block holds it."""
+    return _secret(settings.teacher.api_key_secret)
 
 
 def _secret(name: str) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from distill.machines.nodes import Nodes
 from distill.request import TrainRequest
 from distill.settings import TrainingSettings
 from distill.training import outcome
-from tasks import progress
+from tasks import costs, progress, purchases, rounds
 from tasks.run import Run, run_stage
 from tasks.teaching import Teaching, teacher_of
 
@@ -38,7 +39,10 @@ def train(run: Run, start: Path, teaching: Teaching) -> Path:
             **_teacher(teaching),
         )
         request.save(folder / "request.json")
-        if not (folder / "student").is_dir():
+        came = {}
+        if settings.mode == "on_policy":
+            came = rounds.learn(run, request, teaching, partial(_train, settings=settings))
+        elif not (folder / "student").is_dir():
             _train(folder / "request.json", settings)
         last = step_records(folder)[-1]
         ended = outcome.read(folder)
@@ -49,20 +53,24 @@ def train(run: Run, start: Path, teaching: Teaching) -> Path:
             **{name: ended[name] for name in ("exported_step", "exported_because", "stopped_early", "validation_loss")},
             "rows": ended["rows"],
             "not_reached_because": ended.get("not_reached_because", ""),
+            **came,
         }
 
-    run_stage(
+    result = run_stage(
         run,
         "train",
         work,
         inputs={"start": checkpoint.digest(start), "mixture": checkpoint.digest(run.stage("signals"))},
-        settings=settings,
+        settings={**settings.model_dump(), **rounds.settings_of(teaching)},
         resumable=True,
     )
+    if settings.mode == "on_policy":
+        purchases.record(run, "train", teaching.ledger)
+        costs.show("train", result)
     return run.stage("train") / "student"
 
 
-def _teacher(teaching: Teaching) -> dict[str, str]:
+def _teacher(teaching: Teaching) -> dict[str, Any]:
     """Return what a request has to say of the teacher, whose weights most trainings do without."""
     if not (teaching.training.live_teacher or teaching.teacher.signals_format.startswith("hidden")):
         return {}

@@ -6,13 +6,28 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import transformers
 
-from benchmarks import contenders, drift, gpu, gpu_check, gpu_steps, losses, material, probe, steppers, steps, turns
+from benchmarks import (
+    contenders,
+    drift,
+    gpu,
+    gpu_check,
+    gpu_steps,
+    losses,
+    material,
+    policy,
+    probe,
+    steppers,
+    steps,
+    turns,
+)
 from distill import divergence
+from distill.teachers.protocol import Signal
 from monitoring.settings import ProbeSettings
 
 
@@ -180,3 +195,13 @@ def test_the_teacher_benchmark_compares_both_ways_on_real_servers(capsys: pytest
     told = capsys.readouterr().out
     for name in ("| top-64 |", "| hidden states, bfloat16 |", "Peak memory of the client", "100 stored rows"):
         assert name in told
+
+
+def test_the_divergence_that_policies_are_compared_by_is_zero_between_equals_and_grows() -> None:
+    def said(first: float) -> Signal:
+        ids, logprobs = np.array([[5, 9]], np.int32), np.log([[first, 0.1]]).astype(np.float16)
+        return Signal(np.array([5], np.int32), ids, logprobs, np.array([0.9 - first], np.float32))
+
+    apart = [policy._divergence(said(0.8), said(first), 0) for first in (0.8, 0.6, 0.2)]
+    assert apart[0] == pytest.approx(0, abs=1e-6)
+    assert 0.05 < apart[1] < apart[2]

@@ -7,10 +7,10 @@ A token's share is its part of the mean over all tokens of its kind in the globa
 over passes and processes the loss is that mean, however the batch was packed, split or dealt out. D is a divergence
 (distill/divergence.py) or left out, H and A compare states and attention maps of some layers
 (distill/loss/intermediate.py), U the sorted probabilities of a teacher with another tokenizer
-(distill/loss/aligned.py).
+(distill/loss/aligned.py). On tokens that the student itself has said there is no CE, and D may be another divergence.
 """
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -25,9 +25,11 @@ from distill.divergence import Aligned, Head, Hidden, Losses, Teacher, TopK
 from distill.errors import InputError
 from distill.loss import intermediate
 from distill.loss.inside import Inside, blocks_of, output_of, run
-from distill.settings import TrainingSettings
+from distill.settings import Divergence, TrainingSettings
 from distill.teachers.beside import Beside
 from distill.teachers.protocol import HiddenSignal, Signal
+
+Kind: TypeAlias = Divergence | Literal["none"]
 
 
 class Objective(nn.Module):
@@ -38,10 +40,16 @@ class Objective(nn.Module):
     """
 
     def __init__(
-        self, student: nn.Module, settings: TrainingSettings, layout: Layout, teacher: Beside | None = None
+        self,
+        student: nn.Module,
+        settings: TrainingSettings,
+        layout: Layout,
+        teacher: Beside | None = None,
+        own_divergence: Divergence | None = None,
     ) -> None:
         super().__init__()
         self.student, self.settings, self.layout, self.teacher = student, settings, layout, teacher
+        self.own_divergence = own_divergence or settings.divergence
         self.output = output_of(student)
         self.pairs, self.projections = _inside(student, settings, teacher)
 
@@ -71,26 +79,42 @@ class Objective(nn.Module):
             [own for own, _ in self.pairs],
             attention=bool(settings.attention_weight),
         )
-        states, at, share = seen.final.flatten(0, 1), tensor(batch.answer_at), tensor(batch.answer_share)
+        states, at = seen.final.flatten(0, 1), tensor(batch.answer_at)
         theirs = self._live(inputs)
-        answer = divergence.losses(
-            states[at],
-            head,
-            self._teacher(batch, theirs, at, tensor),
-            divergence_weights=share,
-            # What has no weight is not worked out; a pass of padding alone has no teacher.
-            targets=tensor(batch.answer) if settings.cross_entropy_weight or batch.signal is None else None,
-            target_weights=settings.cross_entropy_weight * share,
-            kind="forward_kl" if settings.divergence == "none" else settings.divergence,  # there is no teacher then
-            beta=settings.divergence_beta,
-            temperature=settings.temperature,
-            kernel=settings.loss_kernel,
-        )
+        answer = self._answers(batch, states[at], head, self._teacher(batch, theirs, at, tensor), tensor)
         prompt = self._prompt(batch, states, head, tensor)
         hidden, attention = self._intermediate(batch, seen, theirs, at, tensor)
         parts = [answer.divergence, answer.cross_entropy, prompt.cross_entropy, hidden.double(), attention.double()]
         parts.append(answer.uld)
         return answer.total + prompt.total + hidden + attention, torch.stack(parts).detach()
+
+    def _answers(self, batch: Batch, states: Tensor, head: Head, teacher: Teacher | None, tensor: Any) -> Losses:
+        """Return the losses on answers: the teacher's, and the student's own."""
+        settings, share, answer = self.settings, tensor(batch.answer_share), tensor(batch.answer)
+
+        def compared(states: Tensor, teacher: Teacher | None, rows: Any, kind: Kind, entropy: float) -> Losses:
+            return divergence.losses(
+                states,
+                head,
+                teacher,
+                divergence_weights=share[rows],
+                # What has no weight is not worked out; a pass of padding alone has no teacher.
+                targets=answer[rows] if entropy or teacher is None else None,
+                target_weights=entropy * share[rows],
+                kind="forward_kl" if kind == "none" else kind,  # there is no teacher then
+                beta=settings.divergence_beta,
+                temperature=settings.temperature,
+                kernel=settings.loss_kernel,
+            )
+
+        entropy, found = settings.cross_entropy_weight, []
+        if not batch.own.any():
+            return compared(states, teacher, slice(None), settings.divergence, entropy)
+        for said, kind, weight in ((~batch.own, settings.divergence, entropy), (batch.own, self.own_divergence, 0.0)):
+            if said.any():
+                rows = tensor(np.flatnonzero(said))
+                found.append(compared(states[rows], _some(teacher, rows), rows, kind, weight))
+        return Losses(*(sum(parts[1:], parts[0]) for parts in zip(*found, strict=True)))
 
     def _prompt(self, batch: Batch, states: Tensor, head: Head, tensor: Any) -> Losses:
         """Return the cross entropy of the prompts' tokens."""
@@ -169,6 +193,15 @@ class Objective(nn.Module):
                 seen.attention, theirs.attention, weights.view(batch.input_ids.shape)
             )
         return hidden, attention
+
+
+def _some(teacher: Teacher | None, rows: Tensor) -> Teacher | None:
+    """Return what the teacher says of some rows."""
+    if isinstance(teacher, TopK):
+        return TopK(teacher.ids[rows], teacher.logprobs[rows], teacher.tail[rows])
+    if isinstance(teacher, Hidden):
+        return teacher._replace(states=teacher.states[rows])
+    return None if teacher is None else teacher.part(rows)
 
 
 def _check_tokens(batch: Batch, read: int, said: int) -> None:

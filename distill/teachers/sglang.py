@@ -23,7 +23,7 @@ from distill.prompts import vocabulary_size
 from distill.teachers.of_checkpoint import OfCheckpoint
 from distill.teachers.protocol import AnySignal
 from distill.teachers.servers import Servers, Spent
-from distill.teachers.sglang_job import Job, Wanted, fits
+from distill.teachers.sglang_job import Job, Terms, fits
 
 _Answered: TypeAlias = tuple[int, AnySignal] | Exception
 _Prompt: TypeAlias = NDArray[np.int32]
@@ -117,9 +117,11 @@ class SGLangTeacher(OfCheckpoint):
         """Tokens that a text can have; the model's own may be more, which are padding."""
         return min(vocabulary_size(self.tokenizer), int(self._config.vocab_size))
 
+    def _terms(self) -> Terms:
+        return Terms(self, self._stops, self._vocabulary, int(self._config.hidden_size), self.job_seconds)
+
     def _job(self, servers: Servers, ends: float) -> Job:
-        width = int(self._config.hidden_size)
-        return Job(Wanted(self, self._stops, self._vocabulary, width, self.job_seconds), servers, ends)
+        return Job(self._terms(), servers, ends)
 
     def _check(self, prompts: Sequence[_Prompt]) -> None:
         """Raise InputError for what would kill a server, or be cut by it."""

@@ -29,7 +29,7 @@ from distill.teachers.sglang_weights import Behind, Weights, weights_of
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Terms:
     """What is asked of each prompt."""
 
     teacher: OfCheckpoint
@@ -42,8 +42,8 @@ class Wanted:
 class Job:
     """The asking of one list of prompts."""
 
-    def __init__(self, wanted: Wanted, servers: Servers, ends: float) -> None:
-        self.wanted, self.teacher, self.servers, self.ends = wanted, wanted.teacher, servers, ends
+    def __init__(self, terms: Terms, servers: Servers, ends: float) -> None:
+        self.terms, self.teacher, self.servers, self.ends = terms, terms.teacher, servers, ends
         self.weights: Weights | None = None
         self.behind = Behind(servers)
         self._confirmed = {server.url: 0.0 for server in servers.servers}
@@ -97,7 +97,7 @@ class Job:
                     return signal
                 continue  # it went away: nobody knows with which weights it answered
             raise Failure(
-                f"teacher.job_seconds = {self.wanted.job_seconds:g} are over; what was answered before is stored: "
+                f"teacher.job_seconds = {self.terms.job_seconds:g} are over; what was answered before is stored: "
                 "ask again for the rest"
             )
 
@@ -109,7 +109,7 @@ class Job:
             answer, logprobs = answer_of(reply, asked)
             if teacher.top_k:
                 return server, topk_of(reply, answer, asked)
-            states = answer_states_of(reply, answer, asked, self.wanted.width)
+            states = answer_states_of(reply, answer, asked, self.terms.width)
         except Failure as error:
             raise named(server, error) from error
         return server, HiddenSignal(answer, states, logprobs.astype(np.float16), teacher.format)
@@ -122,7 +122,7 @@ class Job:
                 "temperature": drawn.temperature if drawn else 0.0,
                 **({"sampling_seed": drawn.seed} if drawn else {}),
                 "max_new_tokens": teacher.max_new_tokens,
-                "stop_token_ids": self.wanted.stops,
+                "stop_token_ids": self.terms.stops,
                 **PLAIN,
                 **({} if teacher.top_k else _LAST),
             },
@@ -136,8 +136,8 @@ class Job:
         return Asked(
             prompt_tokens=tokens,
             max_new_tokens=teacher.max_new_tokens,
-            stops=self.wanted.stops,
-            vocabulary=self.wanted.vocabulary,
+            stops=self.terms.stops,
+            vocabulary=self.terms.vocabulary,
             top_k=teacher.top_k,
             weights=self.weights.weight_version,
         )

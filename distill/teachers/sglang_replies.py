@@ -81,6 +81,21 @@ def _kept(meta: Any, expected: tuple[int, int], side: str) -> tuple[NDArray[Any]
     return ids, np.array([[entry[0] for entry in row] for row in rows], np.float32)
 
 
+def scored_of(reply: Any, answer: NDArray[np.int32], asked: Asked) -> NDArray[np.float32]:
+    """Return the log-probabilities of the tokens of an answer that was sent, (T,); Failure for what cannot be right."""
+    meta = _meta(reply, asked)
+    entries = meta.get("input_token_logprobs") or []
+    said = entries[1:]  # the first is the prompt's last token, which nothing predicts here
+    _require(len(said) == len(answer), f"{len(answer)} log-probabilities, one a token", f"{len(said)}")
+    ids = np.array([entry[1] for entry in said], np.int64)
+    # The last id of the vocabulary comes back as 0 (SGLang 0.5.23), with its own log-probability.
+    same = (ids == answer) | ((ids == 0) & (answer >= asked.vocabulary - 1))
+    _require(bool(same.all()), f"those of the tokens {answer[~same][:8]}", f"those of {ids[~same][:8]}")
+    kept = np.array([entry[0] for entry in said], np.float32)
+    _probable(kept)
+    return kept
+
+
 def states_of(reply: Any, asked: Asked, width: int) -> NDArray[np.float32]:
     """Return the final states of all tokens that were sent, (tokens, D); Failure where the server left some out."""
     # What follows the first entry belongs to tokens made after it.

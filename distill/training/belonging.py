@@ -15,7 +15,7 @@ import torch.distributed as dist
 from distill.checkpoint import digest, resolve
 from distill.errors import Failure, InputError
 from distill.request import TrainRequest
-from distill.training.states import LATEST
+from distill.training.states import LATEST, there
 
 MADE_FROM = "REQUEST"
 _TOLD = 8  # ranks in a message
@@ -74,7 +74,7 @@ def _seen(request: TrainRequest) -> dict[str, str]:
 
 
 def _write(request: TrainRequest) -> None:
-    path = Path(request.output) / "checkpoints" / MADE_FROM
+    path = request.states / "checkpoints" / MADE_FROM
     made_from = check(request, Path(request.mixture))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{MADE_FROM}.partial")
@@ -84,7 +84,7 @@ def _write(request: TrainRequest) -> None:
 
 def check(request: TrainRequest, mixture: Path) -> dict[str, str]:
     """Return what a training with the rows of `mixture` is made from; InputError as of `claim`."""
-    folder = Path(request.output) / "checkpoints"
+    folder = request.states / "checkpoints"
     made_from = {"settings": _resumable(request).digest(), **_files(request, mixture)}
     if not (folder / LATEST).is_file() or not (folder / MADE_FROM).is_file():
         return made_from
@@ -92,12 +92,18 @@ def check(request: TrainRequest, mixture: Path) -> dict[str, str]:
         before = dict(json.loads((folder / MADE_FROM).read_text("utf-8")))
     except (ValueError, TypeError):
         before = {}
-    if other := [name for name, found in made_from.items() if before.get(name) != found]:
+    may_differ = "mixture" if _begins(request, folder) else ""  # it has rows of its own
+    if other := [name for name, found in made_from.items() if before.get(name) != found and name != may_differ]:
         raise InputError(
-            f"output {request.output!r} has the states of another training (other {', '.join(other)}): name another "
-            f"folder, or delete {str(folder)!r} to start anew"
+            f"output {str(request.states)!r} has the states of another training (other {', '.join(other)}): name "
+            f"another folder, or delete {str(folder)!r} to start anew"
         )
     return made_from
+
+
+def _begins(request: TrainRequest, folder: Path) -> bool:
+    """Return whether the newest state is what the request's part of a training begins from."""
+    return request.part is not None and there(folder)[-1:] == [request.part.first]
 
 
 def _files(request: TrainRequest, mixture: Path) -> dict[str, str]:
@@ -108,7 +114,10 @@ def _resumable(request: TrainRequest) -> TrainRequest:
     """Return the request without what may be changed to go on from an unspoiled state, as a guard advises."""
     fields = type(request.settings).model_fields
     usual = {name: fields[name].default for name in _MAY_CHANGE}
-    return replace(request, learning_rate=1.0, settings=request.settings.model_copy(update=usual))
+    part = (
+        replace(request.part, first=0, last=request.part.steps) if request.part else None
+    )  # all parts are one training
+    return replace(request, learning_rate=1.0, settings=request.settings.model_copy(update=usual), part=part)
 
 
 def _digest(path: Path) -> str:

@@ -30,10 +30,12 @@ def check(
     chosen: list[int],
     rows: Mixture,
     out: Path,
+    checkpoints: Path | None = None,
 ) -> None:
     """Raise Failure, naming step, loss and the batch's rows, unless the step may be taken. Collective where it raises.
 
-    `chosen` are the row numbers of the global batch; all of them are written to `out`/suspect_rows.json.
+    `chosen` are the row numbers of the global batch; all of them are written to `out`/suspect_rows.json. checkpoints:
+    the folder of training states, if it is not `out`/checkpoints.
     """
     found = reason(progress, loss, norm, settings)
     if not found:
@@ -45,15 +47,15 @@ def check(
         path.write_text(json.dumps(table, indent=1))
     dist.barrier()  # the first process to fail ends the others
     shown = ", ".join(map(str, chosen[:_SHOWN])) + (", ..." if len(chosen) > _SHOWN else "")
+    goes_on = _goes_on(checkpoints or out / "checkpoints", progress.step)
     raise Failure(
         f"step {step} was not taken: {found}. Its batch is rows {shown} of the mixture (all {len(chosen)} in "
-        f"{str(path)!r}): look at them, then lower training.learning_rate; {_goes_on(out, progress.step)}"
+        f"{str(path)!r}): look at them, then lower training.learning_rate; {goes_on}"
     )
 
 
-def _goes_on(out: Path, step: int) -> str:
-    """Return from what the training can go on when the step after `step` was not taken."""
-    folder = out / "checkpoints"
+def _goes_on(folder: Path, step: int) -> str:
+    """Return from what the training can go on when the step after `step` was not taken; folder: of its states."""
     there = states.there(folder)
     if step in there:
         return (

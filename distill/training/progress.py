@@ -19,6 +19,10 @@ class Progress:
     best_loss: float | None = None
     waited: int = 0  # evaluations since the best one
 
+    def other_rows(self) -> None:
+        """Forget the losses and norms of the rows before: those of other rows are not measured by them."""
+        self.losses, self.norms = [], []
+
     def stepped(self, loss: float, norm: float, window: int) -> None:
         """Take a finished step; only the last `window` losses and norms are remembered."""
         self.step += 1

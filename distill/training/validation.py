@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from distill.batches import Batches
 from distill.batching.order import even_cuts
 from distill.errors import InputError
+from distill.mixture import Mixture
+from distill.settings import TrainingSettings
 from distill.training.steplog import PARTS
 
 
@@ -37,6 +39,13 @@ def held_out(keys: NDArray[np.uint8], share: float, seed: int) -> NDArray[np.boo
             "same, so that none would be left to learn from; set it to 0, or learn from more rows"
         )
     return np.asarray(held, np.bool_)
+
+
+def rows_of(mixture: Mixture, settings: TrainingSettings) -> NDArray[np.bool_]:
+    """Return which rows are held out, (rows,): those that the mixture names, or else those that `held_out` draws."""
+    if mixture.held is not None:
+        return mixture.held
+    return held_out(mixture.keys, settings.validation_share, settings.seed)
 
 
 def loss(model: torch.nn.Module, batches: Batches, held: list[int]) -> float:

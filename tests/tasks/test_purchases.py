@@ -33,7 +33,7 @@ from distill.teachers.local import LocalTeacher
 sys.path.insert(0, sys.argv[1])
 from test_purchases import asks, run_in
 
-signals.obtain.__kwdefaults__["flush_rows"] = 2
+signals.fetch.__kwdefaults__["flush_rows"] = 2
 answer = LocalTeacher.ask
 
 def ask(self, prompts, progress=None):

@@ -1,0 +1,78 @@
+"""On-policy training: the student answers, the teacher scores, the student learns, in rounds (distill.rounds.loop)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect.logging import get_run_logger
+
+from distill.request import TrainRequest
+from distill.signals import Obtained, SignalStore
+from tasks import costs, progress, purchases, teacher_metrics
+from tasks.run import Run
+from tasks.teaching import Teaching, api_key, scorer_of
+
+if TYPE_CHECKING:
+    from distill.rounds.answers import Sampler
+    from distill.teachers.scored import Spoken
+
+
+def settings_of(teaching: Teaching) -> dict[str, Any]:
+    """Return the settings that the train stage's manifest has beside those of training."""
+    return {"on_policy": teaching.on_policy.model_dump()} if teaching.training.mode == "on_policy" else {}
+
+
+def learn(run: Run, request: TrainRequest, teaching: Teaching, train: Callable[[Path], None]) -> dict[str, Any]:
+    """Make the student of a request in rounds; returns what the stage's result says of them, with their cost."""
+    from distill.prompts import load_tokenizer
+    from distill.rounds import loop
+    from distill.teachers.scored import scores_of
+
+    scorer, store = scorer_of(teaching), SignalStore(teaching.signals)
+    scorer.check(load_tokenizer(request.start), teaching.teacher.top_k)
+
+    def score(rows: "Sequence[Spoken]") -> Obtained:
+        with progress.bar("teacher: the student's answers", "answers") as shown:
+            file = run.asked("train")
+            with teacher_metrics.counting(teaching, scorer, lambda: purchases.paid(store, file)) as ended:
+                ended.append(purchases.fetch(store, scores_of(scorer, rows), file, shown))
+            return ended[0]
+
+    with _sampler(teaching, Path(request.start)) as sampler, progress.bar("student: answers", "prompts") as shown:
+        helpers = loop.Helpers(
+            sampler,
+            score,
+            train,
+            get_run_logger().info,
+            shown,
+            lambda found: costs.report(found, {}, teaching.teacher),
+        )
+        done = loop.learn(request, teaching.on_policy, helpers)
+    return {"on_policy": loop.summed(done), "rounds": done, **costs.of_rounds(done)}
+
+
+@contextmanager
+def _sampler(teaching: Teaching, start: Path) -> "Iterator[Sampler]":
+    """Yield who samples the student; a server that is started for it is stopped afterwards."""
+    if teaching.on_policy.sampler == "local":
+        from distill.rounds.answers import in_process
+
+        yield in_process(teaching.student, teaching.teacher)
+        return
+    from distill.rounds.student_servers import on_servers
+
+    with ExitStack() as stack:
+        started: list[str] = []
+        key = api_key(teaching)
+
+        def serve() -> Sequence[str]:
+            if not started:
+                from deployments.sglang.server import Options, device_of, serving
+
+                get_run_logger().info("starting an SGLang server for the student %s", start)
+                options = Options(model=str(start), device=device_of(teaching.teacher.device), api_key=key)
+                started.append(stack.enter_context(serving(options)).url)
+            return started
+
+        yield on_servers(teaching.student, teaching.teacher, teaching.on_policy.urls or serve, api_key=key)
