@@ -45,7 +45,7 @@ def served(materials: tuple[Any, Path, Path]) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def ended(materials: tuple[Any, Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ended]:
-    """Return a function: the teacher's settings -> (workspace, how the making of its first champion ended)."""
+    """Return a function: the teacher's settings, and other tables -> (workspace, how its first champion was made)."""
     import pandas as pd
 
     from demo.arxiv import request_log
@@ -54,7 +54,7 @@ def ended(materials: tuple[Any, Path, Path], tmp_path_factory: pytest.TempPathFa
 
     rows, teacher, base = materials
 
-    def run(**settings: Any) -> Ended:
+    def run(others: dict[str, dict[str, Any]] | None = None, **settings: Any) -> Ended:
         folder = tmp_path_factory.mktemp("workspace")
         traffic.append(str(folder / "traffic"), request_log(rows))
         after = (pd.Timestamp(rows["date"].max()) + pd.Timedelta(days=1)).date()
@@ -66,6 +66,8 @@ def ended(materials: tuple[Any, Path, Path], tmp_path_factory: pytest.TempPathFa
             "drift": {"min_rows": 50},
             "audit": {"labels": False},
         }
+        for table, values in (others or {}).items():
+            tables[table] = {**tables.get(table, {}), **values}
         config = write_config(folder / "redistill.toml", tables, workspace=str(folder))
         command = [sys.executable, "-m", "flows.retrain", "--config", str(config), "--json"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -100,6 +102,29 @@ def test_answers_are_the_in_process_teachers_and_probabilities_agree_to_1e_3(bot
         assert theirs.answer.tolist() == own.answer.tolist()
         np.testing.assert_allclose(np.exp(theirs.logprobs.astype(float)), np.exp(own.logprobs.astype(float)), atol=1e-3)
         np.testing.assert_allclose(theirs.tail, own.tail, atol=1e-3)
+
+
+def texts_of(folder: Path, base: Path) -> list[tuple[int, str]]:
+    """Return tokens of the prompt and the answer of everything in a store, sorted."""
+    from distill.prompts import load_tokenizer
+
+    store, tokenizer = SignalStore(folder / "signals"), load_tokenizer(base)
+    keys = np.frombuffer(store._index["key"].tobytes(), np.uint8).reshape(-1, 32)
+    answers = [tokenizer.decode(store.get(key.tobytes()).answer, skip_special_tokens=True) for key in keys]
+    return sorted(zip(store.lengths(keys)[0].tolist(), map(str.strip, answers), strict=True))
+
+
+def test_the_same_server_asked_by_openais_protocol_gives_the_same_answers_and_a_champion_from_them_alone(
+    ended: Callable[..., Ended], served: Served, materials: tuple[Any, Path, Path], both: tuple[Ended, Ended]
+) -> None:
+    alone = {"training": {"divergence": "none", "cross_entropy_weight": 1.0}, "mixture": {"error_share": 0.0}}
+    options = {"served_model": str(materials[1]), "urls": served.url, "price_prompt": 1.0, "model": ""}
+    folder, outcome = ended(alone, backend="openai", **options)
+    assert outcome["outcome"] == "promoted"
+    assert outcome["cost"]["asking"]["billed_prompt_tokens"] > 1000
+    assert outcome["cost"]["bought"]["money"] > 0
+    (_, _), (local, _) = both
+    assert texts_of(folder, materials[2]) == texts_of(local, materials[2])
 
 
 def test_a_server_that_the_run_starts_itself_is_gone_afterwards(ended: Callable[..., Ended]) -> None:
