@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -52,7 +53,7 @@ def main(given: list[str] | None = None) -> None:
         model = made(Path(folder) / "teacher", arguments.width)
         with serving(Options(str(model))) as hooked, serving(Options(str(model), hidden_states="lists")) as plain:
             lines = compared(model, hooked, plain, arguments.rows, arguments.rounds)
-            for line in (*lines, *grown(model, hooked.url, arguments.rows)):
+            for line in chain(lines, grown(model, hooked.url, arguments.rows)):
                 print(line, flush=True)
         for line in recognised(Path(folder) / "signals", arguments.stored):
             print(line, flush=True)
