@@ -198,3 +198,25 @@ def test_sums_do_not_depend_on_the_tiles(monkeypatch: pytest.MonkeyPatch) -> Non
     parts = losses(hidden, Head(head), teacher, divergence_weights=weights)
     assert whole.uld.item() == pytest.approx(parts.uld.item(), rel=1e-12)
     assert whole.total.item() == pytest.approx(parts.total.item(), rel=1e-12)
+
+
+def test_tokens_that_the_student_lacks_pull_at_none_of_those_that_both_have() -> None:
+    """The student has no token of its own to set against them."""
+    signal = made_up(np.random.default_rng(7), k=20)
+    token_map = np.where(np.arange(THEIRS) < VOCABULARY, np.arange(THEIRS), -1).astype(np.int32)
+    matched = signal.answer < VOCABULARY
+    answers = np.where(matched, signal.answer, 0).astype(np.int32)
+    theirs = np.where(matched, np.arange(TOKENS), NONE).astype(np.int32)
+    said = translated(
+        signal, np.array([TOKENS]), Alignment(answers, np.array([0, TOKENS]), theirs, matched, token_map), [0]
+    )
+    assert (said.ranks[said.matched] > 1).any()
+    hidden, head, weights, by_rank = inputs()
+    found = []
+    for factor in (0.0, 1.0):
+        hidden.grad = None
+        teacher = tensors(said, answers, VOCABULARY, factor * by_rank)
+        losses(hidden, Head(head), teacher, divergence_weights=weights).total.backward()  # type: ignore[no-untyped-call]
+        assert hidden.grad is not None
+        found.append(hidden.grad.clone())
+    torch.testing.assert_close(found[0], found[1])
