@@ -11,15 +11,12 @@ cross entropy alone. Weights cannot be seen: who changes them behind the same na
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import anyio
 import numpy as np
-from anyio.from_thread import start_blocking_portal
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from numpy.typing import NDArray
 
 from distill.errors import Failure, InputError
@@ -27,12 +24,12 @@ from distill.generation import Sampling
 from distill.prompts import fingerprint
 from distill.store.encodings import ANSWER
 from distill.teachers import openai_replies
+from distill.teachers.asking import as_they_come
 from distill.teachers.openai_replies import Said
 from distill.teachers.protocol import FILTERED, AnswerSignal
 from distill.teachers.servers import Refused, Servers, Spent
 from distill.teachers.spoken import Spoken
 
-_Answered: TypeAlias = tuple[int, AnswerSignal] | Exception
 _Prompt: TypeAlias = NDArray[np.int32]
 _PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 
@@ -117,51 +114,15 @@ class OpenAITeacher:
         before stays right.
         """
         texts = [self.spoken.text(prompt) for prompt in prompts]
-        urls = list(dict.fromkeys(self.urls() if callable(self.urls) else self.urls))
-        with start_blocking_portal() as portal:
-            job = portal.wrap_async_context_manager(self._answered(urls, texts))
-            answered = job.__enter__()
-            try:
-                for done in range(1, len(prompts) + 1):
-                    found = portal.call(answered.receive)
-                    if isinstance(found, Exception):
-                        raise found
-                    yield found
-                    if progress:
-                        progress(done, len(prompts))
-            finally:  # whatever ended it is not told to the job, whose tasks would wrap it in a group
-                job.__exit__(None, None, None)
 
-    @asynccontextmanager
-    async def _answered(
-        self, urls: Sequence[str], texts: Sequence[str]
-    ) -> AsyncIterator[MemoryObjectReceiveStream[_Answered]]:
-        """Yield a stream of all answers; who stops reading stops the asking."""
-        send, receive = anyio.create_memory_object_stream[_Answered](max_buffer_size=self.concurrency)
-        left = iter(sorted(range(len(texts)), key=lambda row: -len(texts[row])))
-        ends = time.monotonic() + self.job_seconds
-        async with Servers(urls, **self._limits) as servers, anyio.create_task_group() as group, receive:
-            self.spent = servers.spent
-            job = _Job(self, servers, ends)
-            try:
-                await job.meet()
-            except (InputError, Failure) as error:
-                await send.send(error)
-            else:
-                for _ in range(min(self.concurrency, len(texts))):
-                    group.start_soon(self._work, job, texts, left, send.clone())
-            yield receive
-            group.cancel_scope.cancel()
+        async def begin(servers: Servers, ends: float) -> Callable[[str], Awaitable[AnswerSignal]]:
+            self.spent, job = servers.spent, _Job(self, servers, ends)
+            await job.meet()
+            return job.answer
 
-    async def _work(
-        self, job: "_Job", texts: Sequence[str], left: Iterator[int], send: MemoryObjectSendStream[_Answered]
-    ) -> None:
-        for row in left:
-            try:
-                found: _Answered = row, await job.answer(texts[row])
-            except Exception as error:  # told to who reads, whatever it is
-                found = error
-            await send.send(found)
+        yield from as_they_come(
+            self.urls, texts, begin, limits=self._limits, job_seconds=self.job_seconds, progress=progress
+        )
 
 
 class _Job:

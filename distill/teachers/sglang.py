@@ -4,28 +4,23 @@ Here is what is checked before anything is sent; distill.teachers.sglang_job ask
 tokenizer of a server's takes part.
 """
 
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import anyio
 import numpy as np
-from anyio.from_thread import start_blocking_portal
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from numpy.typing import NDArray
 
-from distill.errors import Failure, InputError
+from distill.errors import InputError
 from distill.generation import stop_tokens
 from distill.prompts import vocabulary_size
+from distill.teachers.asking import as_they_come
 from distill.teachers.of_checkpoint import OfCheckpoint
 from distill.teachers.protocol import AnySignal
 from distill.teachers.servers import Servers, Spent
 from distill.teachers.sglang_job import Job, Terms, fits
 
-_Answered: TypeAlias = tuple[int, AnySignal] | Exception
 _Prompt: TypeAlias = NDArray[np.int32]
 
 
@@ -81,20 +76,15 @@ class SGLangTeacher(OfCheckpoint):
         when servers stay away or a limit of time is over. What was yielded before stays right.
         """
         self._check(prompts)
-        urls = list(dict.fromkeys(self.urls() if callable(self.urls) else self.urls))
-        with start_blocking_portal() as portal:
-            job = portal.wrap_async_context_manager(self._answered(urls, prompts))
-            answered = job.__enter__()
-            try:
-                for done in range(1, len(prompts) + 1):
-                    found = portal.call(answered.receive)
-                    if isinstance(found, Exception):
-                        raise found
-                    yield found
-                    if progress:
-                        progress(done, len(prompts))
-            finally:  # whatever ended it is not told to the job, whose tasks would wrap it in a group
-                job.__exit__(None, None, None)
+
+        async def begin(servers: Servers, ends: float) -> Callable[[_Prompt], Awaitable[AnySignal]]:
+            self.spent, job = servers.spent, self._job(servers, ends)
+            await job.meet(max((len(prompt) for prompt in prompts), default=0))
+            return job.signal
+
+        yield from as_they_come(
+            self.urls, prompts, begin, limits=self._limits, job_seconds=self.job_seconds, progress=progress
+        )
 
     @cached_property
     def _config(self) -> Any:
@@ -142,37 +132,6 @@ class SGLangTeacher(OfCheckpoint):
         context = getattr(self._config, "max_position_embeddings", None)
         if context is not None:
             fits(longest, self.max_new_tokens, int(context), f"the context of {self.model!r}")
-
-    @asynccontextmanager
-    async def _answered(
-        self, urls: Sequence[str], prompts: Sequence[_Prompt]
-    ) -> AsyncIterator[MemoryObjectReceiveStream[_Answered]]:
-        """Yield a stream of all answers; who stops reading stops the asking."""
-        send, receive = anyio.create_memory_object_stream[_Answered](max_buffer_size=self.concurrency)
-        left = iter(sorted(range(len(prompts)), key=lambda row: -len(prompts[row])))
-        ends = time.monotonic() + self.job_seconds
-        async with Servers(urls, **self._limits) as servers, anyio.create_task_group() as group, receive:
-            self.spent = servers.spent
-            job = self._job(servers, ends)
-            try:
-                await job.meet(max((len(prompt) for prompt in prompts), default=0))
-            except (InputError, Failure) as error:
-                await send.send(error)
-            else:
-                for _ in range(min(self.concurrency, len(prompts))):
-                    group.start_soon(self._work, job, prompts, left, send.clone())
-            yield receive
-            group.cancel_scope.cancel()
-
-    async def _work(
-        self, job: Job, prompts: Sequence[_Prompt], left: Iterator[int], send: MemoryObjectSendStream[_Answered]
-    ) -> None:
-        for row in left:
-            try:
-                found: _Answered = row, await job.signal(prompts[row])
-            except Exception as error:  # told to who reads, whatever it is
-                found = error
-            await send.send(found)
 
 
 def _check_addresses(urls: Sequence[str]) -> None:
