@@ -192,7 +192,8 @@ def peak(model: Path, url: str, rows: int) -> float:
 
 def recognised(root: Path, rows: int) -> Iterator[str]:
     """Yield how long it takes to see that stored rows need not be bought."""
-    from distill.signals import SignalStore, key, lacking
+    from distill.buying import lacking
+    from distill.signals import SignalStore, key
     from distill.teachers.protocol import Signal
 
     prompts = [np.array([number, *range(4, 24)], np.int32) for number in range(rows)]

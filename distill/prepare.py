@@ -39,9 +39,10 @@ def prepare(
     What an endpoint withheld is no row, and is told.
     """
     from distill.alignment.rows import aligned
+    from distill.buying import obtain
     from distill.checkpoint import resolve
     from distill.prompts import encode, load_tokenizer
-    from distill.signals import SignalStore, obtain
+    from distill.signals import SignalStore
     from distill.teachers.chosen import teacher_of
     from distill.teachers.spoken import spoken
     from distill.training import belonging, places

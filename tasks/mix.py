@@ -17,7 +17,8 @@ from distill import mixture
 from distill.errors import Failure
 from distill.mixing import audit, duplicates, replay, selection
 from distill.mixing.selection import Candidates, Chosen
-from distill.signals import Obtained, SignalStore
+from distill.obtained import Obtained
+from distill.signals import SignalStore
 from distill.teachers.protocol import ENDINGS, FILTERED, WHOLE, AnswerSignal
 from tasks import learned, watch
 from tasks.run import Run

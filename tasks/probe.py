@@ -13,10 +13,11 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
+from distill.buying import lacking
 from distill.errors import Failure
 from distill.mixture import draw
 from distill.obtained import Obtained
-from distill.signals import SignalStore, lacking
+from distill.signals import SignalStore
 from monitoring.history import Probed
 from monitoring.ledger import Ledger
 from monitoring.probe import Agreement, Sampled, told

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from distill import signals
-from distill.signals import Keys, Obtained, SignalStore, counted
+from distill import buying
+from distill.obtained import Obtained
+from distill.signals import Keys, SignalStore
 from monitoring.ledger import Ledger
 from tasks.run import Run, read_json
 
@@ -26,11 +27,11 @@ def buy(
     progress: Callable[[int, int], None] | None = None,
 ) -> Obtained:
     """Return the teacher's answers to the prompts, bought where the store lacks them; as of `fetch`."""
-    return fetch(store, signals.answers_to(teacher, prompts), asked, progress)
+    return fetch(store, buying.answers_to(teacher, prompts), asked, progress)
 
 
 def fetch(
-    store: SignalStore, wanted: signals.Wanted, asked: Path, progress: Callable[[int, int], None] | None = None
+    store: SignalStore, wanted: buying.Wanted, asked: Path, progress: Callable[[int, int], None] | None = None
 ) -> Obtained:
     """Return the signals that are wanted, bought where the store lacks them.
 
@@ -41,11 +42,11 @@ def fetch(
     def before() -> Keys:
         return np.load(asked) if asked.is_file() else np.empty((0, 32), np.uint8)
 
-    def buying(keys: Keys) -> None:
+    def keep(keys: Keys) -> None:
         _keep(asked, np.unique(np.concatenate([before(), keys]), axis=0))
 
-    obtained = signals.fetch(store, wanted, progress=progress, buying=buying)
-    return counted(store, obtained.keys, before(), obtained.effort)
+    obtained = buying.fetch(store, wanted, progress=progress, buying=keep)
+    return buying.counted(store, obtained.keys, before(), obtained.effort)
 
 
 def paid(store: SignalStore, asked: Path) -> tuple[int, int, int]:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.logging import get_run_logger
 
+from distill.obtained import Obtained
 from distill.request import TrainRequest
-from distill.signals import Obtained, SignalStore
+from distill.signals import SignalStore
 from tasks import costs, progress, purchases, teacher_metrics
 from tasks.run import Run
 from tasks.teaching import Teaching, api_key, scorer_of

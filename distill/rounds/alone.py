@@ -3,12 +3,14 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from distill.buying import fetch
+from distill.obtained import Obtained
 from distill.on_policy_settings import OnPolicySettings
 from distill.request import TrainRequest
 from distill.rounds import loop
 from distill.rounds.answers import in_process
 from distill.settings import StudentSettings, TeacherSettings
-from distill.signals import Obtained, SignalStore, fetch
+from distill.signals import SignalStore
 from distill.teachers.scored import Spoken, scores_of
 from distill.teachers.scorers import scorer_of
 from distill.trainer import train

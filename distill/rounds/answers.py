@@ -8,11 +8,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.buying import obtain
 from distill.generation import Sampling, stop_tokens
 from distill.on_policy_settings import OnPolicySettings
 from distill.prompts import load_tokenizer
 from distill.settings import StudentSettings, TeacherSettings
-from distill.signals import SignalStore, obtain
+from distill.signals import SignalStore
 from distill.teachers.local import LocalTeacher
 from distill.teachers.protocol import Teacher
 

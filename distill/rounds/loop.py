@@ -27,11 +27,12 @@ from distill import mixture
 from distill.batching.order import Order
 from distill.errors import InputError
 from distill.mixture import Mixture
+from distill.obtained import Obtained
 from distill.on_policy_settings import OnPolicySettings
 from distill.request import Part, TrainRequest
 from distill.rounds import answers, plan
 from distill.rounds.answers import Said, Sampler
-from distill.signals import Obtained, SignalStore
+from distill.signals import SignalStore
 from distill.teachers.scored import Spoken
 from distill.training import outcome, validation
 

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.buying import Wanted
 from distill.errors import InputError
-from distill.signals import Wanted, joined, key
+from distill.signals import joined, key
 from distill.teachers.protocol import AnySignal
 
 Progress = Callable[[int, int], None]

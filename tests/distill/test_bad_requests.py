@@ -9,7 +9,8 @@ import pytest
 import torch.distributed as dist
 
 from distill import launch, mixture, worker
-from distill.signals import SignalStore, obtain
+from distill.buying import obtain
+from distill.signals import SignalStore
 from distill.teachers.local import LocalTeacher
 
 Fields = dict[str, Any]

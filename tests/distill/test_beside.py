@@ -18,6 +18,7 @@ from benchmarks.textbook import divergence_of
 from distill import checkpoint, mixture
 from distill.batches import Batches
 from distill.batching.attention import layout_of
+from distill.buying import obtain
 from distill.errors import InputError
 from distill.loss.formulas import FORMULAS
 from distill.loss.inside import require_whole_maps
@@ -26,7 +27,7 @@ from distill.models import load_model, output_layer
 from distill.prompts import load_tokenizer
 from distill.request import TrainRequest
 from distill.settings import TrainingSettings
-from distill.signals import SignalStore, obtain
+from distill.signals import SignalStore
 from distill.teachers.beside import Beside, beside, check_weights
 from distill.teachers.local import LocalTeacher
 from distill.trainer import train

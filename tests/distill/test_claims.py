@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from distill.buying import obtain
 from distill.errors import Failure
-from distill.signals import SignalStore, obtain
+from distill.signals import SignalStore
 from distill.store.claims import LEASE, claimed
 from distill.store.places import Place, place_of
 from distill.teachers.protocol import Signal

@@ -11,10 +11,11 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.sglang.server import Options, Served, interpreter, serving
+from distill.buying import obtain
 from distill.errors import InputError
 from distill.generation import Sampling
 from distill.prompts import encode, load_tokenizer
-from distill.signals import SignalStore, obtain
+from distill.signals import SignalStore
 from distill.teachers.local import LocalTeacher
 from distill.teachers.openai import OpenAITeacher
 from distill.teachers.protocol import AnswerSignal

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+from distill.buying import obtain
 from distill.disagreement import disagreement, unknown
 from distill.errors import Failure, InputError
 from distill.generation import Sampling
 from distill.prepare import prepare
 from distill.prompts import Encoded, encode, load_tokenizer
 from distill.settings import AuditSettings, MixtureSettings, StudentSettings, TeacherSettings, TrainingSettings
-from distill.signals import SignalStore, obtain, withheld
+from distill.signals import SignalStore, withheld
 from distill.store import upkeep
 from distill.store.places import place_of
 from distill.teachers.openai import OpenAITeacher

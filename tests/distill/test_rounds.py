@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 
 from distill import checkpoint, mixture
 from distill.batches import Batches
+from distill.buying import fetch
 from distill.errors import Failure, InputError
 from distill.generation import Sampling
 from distill.loss.objective import Objective
 from distill.models import load_model
+from distill.obtained import Obtained
 from distill.on_policy_settings import OnPolicySettings
 from distill.prepare import prepare
 from distill.prompts import encode, load_tokenizer
 from distill.request import Part, TrainRequest
 from distill.rounds import answers, loop, plan
 from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
-from distill.signals import Obtained, SignalStore, fetch
+from distill.signals import SignalStore
 from distill.teachers.local import LocalTeacher
 from distill.teachers.local_scores import LocalScores
 from distill.teachers.protocol import HiddenSignal, Signal

@@ -9,10 +9,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from distill.buying import fetch
 from distill.errors import Failure, InputError
 from distill.models import load_model
 from distill.prompts import encode, load_tokenizer
-from distill.signals import SignalStore, fetch
+from distill.signals import SignalStore
 from distill.teachers.local import LocalTeacher
 from distill.teachers.local_scores import LocalScores
 from distill.teachers.protocol import AnySignal, HiddenSignal, Signal

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from deployments.sglang.server import Options, Served, interpreter, serving
+from distill.buying import fetch
 from distill.errors import Failure, InputError
 from distill.generation import Sampling
 from distill.models import load_model
 from distill.prompts import encode, load_tokenizer
 from distill.rounds import answers
 from distill.rounds.student_servers import StudentOnServers
-from distill.signals import SignalStore, fetch
+from distill.signals import SignalStore
 from distill.teachers.local_scores import LocalScores
 from distill.teachers.protocol import HiddenSignal, Signal
 from distill.teachers.scored import Spoken, scores_of

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from deployments.sglang.server import Options, Served
+from distill.buying import obtain
 from distill.errors import Failure
-from distill.signals import SignalStore, obtain
+from distill.signals import SignalStore
 from distill.teachers.local import LocalTeacher
 from tests.distill.sglang_servers import (
     KEY,

@@ -11,8 +11,9 @@ import fsspec
 import numpy as np
 import pytest
 
+from distill.buying import obtain
 from distill.errors import Failure
-from distill.signals import SignalStore, obtain
+from distill.signals import SignalStore
 from distill.store import upkeep
 from distill.store.command import main
 from distill.store.places import place_of

@@ -17,8 +17,9 @@ import pytest
 from numpy.typing import NDArray
 
 from distill import signals
+from distill.buying import obtain
 from distill.errors import Failure, InputError
-from distill.signals import SignalStore, key, obtain
+from distill.signals import SignalStore, key
 from distill.store import shards, upkeep
 from distill.store.places import place_of
 from distill.store.records import Bases, pack

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distill.buying import obtain
 from distill.errors import InputError
 from distill.generation import Sampling, greedy, greedy_batches
 from distill.models import load_model
 from distill.prompts import encode, load_tokenizer
 from distill.settings import StudentSettings, TeacherSettings
-from distill.signals import SignalStore, obtain
+from distill.signals import SignalStore
 from distill.teachers import local
 from distill.teachers.chosen import teacher_of
 from distill.teachers.local import LocalTeacher

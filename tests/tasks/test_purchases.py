@@ -27,13 +27,13 @@ PROMPTS = ["The printer does not print", "log in", "How do I set up the mail pro
 DIES = """
 import os, signal, sys
 from pathlib import Path
-from distill import signals
+from distill import buying
 from distill.teachers.local import LocalTeacher
 
 sys.path.insert(0, sys.argv[1])
 from test_purchases import asks, run_in
 
-signals.fetch.__kwdefaults__["flush_rows"] = 2
+buying.fetch.__kwdefaults__["flush_rows"] = 2
 answer = LocalTeacher.ask
 
 def ask(self, prompts, progress=None):
