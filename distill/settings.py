@@ -68,16 +68,20 @@ class TeacherSettings(Section):
         description="who runs the teacher: this process, SGLang servers, or any endpoint that speaks OpenAI's protocol "
         "and gives answers alone [local, sglang, openai]",
     )
-    served_model: str = Field("", description="openai: the teacher's name at the endpoint [name]")
+    served_model: str = Field(
+        "", description="openai: the teacher's name at the endpoint [name]", json_schema_extra=WHEN_SET
+    )
     revision: str = Field(
         "",
         description="openai: what you call the weights behind that name; another one is another teacher, asked anew "
         "[text]",
+        json_schema_extra=WHEN_SET,
     )
     endpoint: Literal["chat", "completions"] = Field(
         "chat",
         description="openai: /v1/chat/completions, where the endpoint's own template is put around a prompt, or "
         "/v1/completions, where nothing is [chat, completions]",
+        json_schema_extra=WHEN_SET,
     )
     limit_name: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens",
