@@ -33,9 +33,10 @@ def learn(run: Run, request: TrainRequest, teaching: Teaching, train: Callable[[
     scorer, store = scorer_of(teaching), SignalStore(teaching.signals)
     scorer.check(load_tokenizer(request.start), teaching.teacher.top_k)
 
-    def score(rows: "Sequence[Spoken]") -> Obtained:
+    def score(rows: "Sequence[Spoken]", number: int) -> Obtained:
         with progress.bar("teacher: the student's answers", "answers") as shown:
-            file = run.asked("train")
+            # A file a round: an answer that was given before was bought once, by the round that it came from.
+            file = run.asked(f"train-{number}")
             with teacher_metrics.counting(teaching, scorer, lambda: purchases.paid(store, file)) as ended:
                 ended.append(purchases.fetch(store, scores_of(scorer, rows), file, shown))
             return ended[0]

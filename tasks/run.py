@@ -2,7 +2,8 @@
 
 runs/<retrain_id>/request.json          what was asked, with its base champion, frozen
 runs/<retrain_id>/<stage>.partial/      a stage at work; never taken for a finished one
-runs/<retrain_id>/<stage>.asked.npy     keys of the signals that were lacking when the stage asked the teacher
+runs/<retrain_id>/<stage>.asked.npy     keys of the signals that were lacking when the stage asked the teacher; each
+                                        on-policy round has its own, train-<round>.asked.npy
 runs/<retrain_id>/<stage>/manifest.json inputs, settings, code revision, start, end, cost, result
 runs/<retrain_id>/result.json           the end
 """

@@ -36,7 +36,7 @@ from distill.signals import SignalStore
 from distill.teachers.scored import Spoken
 from distill.training import outcome, validation
 
-ROUND, ASKED = "round.json", "rounds.json"
+ROUND, OWN, ASKED = "round.json", "own.json", "rounds.json"
 
 
 def counts_of(found: Obtained) -> dict[str, Any]:
@@ -49,7 +49,9 @@ class Helpers:
     """Who does the work of a round."""
 
     sampler: Sampler
-    score: Callable[[Sequence[Spoken]], Obtained]  # has the teacher's signals for these answers stored
+    # Has the teacher's signals for the answers of a round of this number stored. What an earlier round has bought is
+    # found again.
+    score: Callable[[Sequence[Spoken], int], Obtained]
     train: Callable[[Path], None]  # trains what a request.json says, to its end
     told: Callable[[str], None]  # is told a line now and then
     progress: answers.Progress | None = None  # of the student's answers
@@ -140,20 +142,20 @@ def _round(
 ) -> None:
     """Do a round, from wherever it was left."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, scored, said = folder / "mixture.safetensors", None, None
+    path = folder / "mixture.safetensors"
     if not (folder / "student").is_dir():
         spoken = _spoken(request, settings, helpers, rows, each, student)
-        found = helpers.score(spoken)
+        found = helpers.score(spoken, each.number)
         _mix(path, rows, held, each, found.keys)
-        scored = helpers.counted(found)
         said = answers.described([row.answer for row in spoken], answers.stops_of(student))
-        _write(folder / "own.json", {"own": asdict(said), **scored})
+        if not (folder / OWN).is_file():  # a killed round finds its scores again, and knows no more what they took
+            _write(folder / OWN, {"own": asdict(said), **helpers.counted(found)})
         helpers.told(_told(each, said, found))
         part = Part(each.first, each.last, steps, str(request.output), settings.divergence)
         replace(request, mixture=str(path), output=str(folder), part=part).save(folder / "request.json")
         helpers.train(folder / "request.json")
     ended = outcome.read(folder)
-    counts = json.loads((folder / "own.json").read_text("utf-8"))
+    counts = json.loads((folder / OWN).read_text("utf-8"))
     _write(
         folder / ROUND,
         {

@@ -73,7 +73,7 @@ def helpers(request: TrainRequest, teacher: Path, **changes: Any) -> loop.Helper
 
     scorer, store = LocalScores(teacher, top_k=K, max_new_tokens=1, device="cpu"), SignalStore(request.signals)
 
-    def score(rows: Sequence[Spoken]) -> Obtained:
+    def score(rows: Sequence[Spoken], number: int) -> Obtained:
         return fetch(store, scores_of(scorer, rows), flush_rows=3)
 
     made = loop.Helpers(
@@ -287,6 +287,8 @@ class TestRounds:
             assert 0 < all_bought - bought < whole[1][0]["bought_rows"]
         assert checkpoint.digest(tmp_path / "t" / "student") == checkpoint.digest(Path(whole[0].output) / "student")
         assert [each["own"] for each in done] == [each["own"] for each in whole[1]]
+        if killed_in == "training":
+            assert [each["bought_rows"] for each in done] == [each["bought_rows"] for each in whole[1]]
         assert [r["loss"] for r in records(tmp_path / "t")] == [r["loss"] for r in records(Path(whole[0].output))]
 
     def test_a_finished_training_is_not_done_again(

@@ -1,0 +1,62 @@
+"""What on-policy rounds cost: an answer that the student gives again in a later round was bought once."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from prefect.logging import disable_run_logger
+
+from distill.on_policy_settings import OnPolicySettings
+from distill.prepare import prepare
+from distill.request import TrainRequest
+from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
+from distill.signals import SignalStore
+from distill.trainer import train
+from monitoring.settings import TrafficSettings
+from tasks import rounds
+from tasks.run import Request, Run
+from tasks.teaching import Teaching
+
+PROMPTS = [f"the printer {n} does not print" for n in range(12)]
+
+
+@pytest.fixture
+def teaching(tiny_checkpoint: Path, tmp_path: Path, checkpoint_maker: Callable[..., Path]) -> Teaching:
+    """Settings of a student that answers greedily, as good as, and learns nothing: it says the same in each round."""
+    return Teaching(
+        StudentSettings(base=str(tiny_checkpoint), max_prompt_tokens=96, max_new_tokens=6),
+        TeacherSettings(model=str(checkpoint_maker(tmp_path / "teacher", seed=3)), top_k=8, device="cpu"),
+        TrainingSettings(mode="on_policy", device="cpu", epochs=3.0, learning_rate=1e-12, tokens_per_step=150),
+        TrafficSettings(),
+        str(tmp_path / "out" / "signals"),
+        tmp_path / "decisions.db",
+        metrics=tmp_path / "teacher.prom",
+        on_policy=OnPolicySettings(rounds=3, share=1.0, temperature=1e-4),
+    )
+
+
+def run_in(folder: Path) -> Run:
+    folder.mkdir()
+    request = Request(
+        retrain_id="r1", student="s", window="w", profile_window="w", window_digest="d", window_rows=1, force=False,
+        teacher="t", settings={}, champion=None,
+    )  # fmt: skip
+    return Run(folder, request)
+
+
+def test_an_answer_that_is_given_in_several_rounds_is_counted_as_bought_in_the_first_alone(
+    teaching: Teaching, tmp_path: Path
+) -> None:
+    request = prepare(
+        PROMPTS, student=teaching.student, teacher=teaching.teacher, training=teaching.training,
+        output=tmp_path / "out", on_line=lambda line: None,
+    )  # fmt: skip
+    before = len(SignalStore(request.signals))
+    teaching = Teaching(**{**vars(teaching), "signals": request.signals})
+    with disable_run_logger():
+        came = rounds.learn(run_in(tmp_path / "r1"), request, teaching, lambda path: train(TrainRequest.load(path)))
+    bought = len(SignalStore(request.signals)) - before
+    assert [each["own"]["rows"] for each in came["rounds"]] == [12] * 3
+    assert [each["bought_rows"] for each in came["rounds"]] == [bought, 0, 0]
+    assert came["bought_rows"] == came["cost"]["bought"]["rows"] == bought
+    assert came["reused_rows"] == 36 - bought
