@@ -55,20 +55,24 @@ def counting(settings: "Teaching", teacher: object, paid: Callable[[], Paid]) ->
     if settings.metrics is None:
         yield ended
         return
-    before, began = paid(), time.monotonic()
+    before, began, earlier = paid(), time.monotonic(), _spent_by(teacher)
     try:
         yield ended
     finally:
         bought = [now - then for now, then in zip(paid(), before, strict=True)]
         obtained = ended[0] if ended else None
         seconds = obtained.effort.seconds if obtained else time.monotonic() - began
-        spent = teacher.spent if isinstance(teacher, Remote) else None
-        if obtained and obtained.effort.spent:  # of all the times that it was asked, not of the last alone
-            spent = obtained.effort.spent
+        last = _spent_by(teacher)
+        broken_off = None if last is earlier else last  # who was not asked at all has what it spent before
+        spent = obtained.effort.spent if obtained else broken_off
         try:
             add(settings.metrics, list(_samples(settings, bought, obtained, seconds, spent)))
         except Failure as error:
             get_run_logger().error("what the teacher was asked is not among the metrics: %s", error)
+
+
+def _spent_by(teacher: object) -> Spent | None:
+    return teacher.spent if isinstance(teacher, Remote) else None
 
 
 def add(file: Path, samples: list[_Sample]) -> None:

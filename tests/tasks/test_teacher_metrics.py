@@ -16,7 +16,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from distill.errors import Failure
+from distill.obtained import nothing
 from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
+from distill.teachers.spent import Effort, Spent
 from monitoring.drift import compare
 from monitoring.errors import Failure as NotWritten
 from monitoring.metrics import write_textfile
@@ -104,6 +106,32 @@ def test_counters_go_on_from_one_process_to_the_next_and_say_what_was_asked(
     found = read(teaching.metrics)
     assert (value("failures_total"), value("requests_total")) == (1, 8)
     assert value("rows_total", origin="bought") == 6, "what came before the error was paid for"
+
+
+def test_a_teacher_that_is_used_again_counts_what_it_spent_once(teaching: Teaching) -> None:
+    class Scorer:
+        spent = Spent()
+
+    scorer, none = Scorer(), Effort()
+    assert teaching.metrics is not None
+
+    def requests() -> float:
+        assert teaching.metrics is not None
+        return sum(n for (name, _), n in read(teaching.metrics).items() if name == "redistill_teacher_requests_total")
+
+    with teacher_metrics.counting(teaching, scorer, lambda: (0, 0, 0)) as ended:
+        scorer.spent = Spent(requests=7)
+        ended.append(replace(nothing(), effort=replace(none, spent=scorer.spent)))
+    assert requests() == 7
+    with teacher_metrics.counting(teaching, scorer, lambda: (0, 0, 0)) as ended:
+        ended.append(nothing())  # all was in the store
+    assert requests() == 7
+    with (
+        pytest.raises(Failure, match="full"),
+        teacher_metrics.counting(teaching, scorer, lambda: (0, 0, 0)),
+    ):
+        raise Failure("the disk is full")  # before anything was asked
+    assert requests() == 7
 
 
 def test_neither_prompts_nor_key_nor_address_are_in_the_file(teaching: Teaching, tiny_checkpoint: Path) -> None:
