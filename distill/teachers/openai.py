@@ -179,8 +179,8 @@ class _Job:
             **said,
             teacher.limit_name: teacher.max_new_tokens,
             "temperature": drawn.temperature if drawn else 0.0,
-            "top_p": 1.0,
-            **({"seed": drawn.seed} if drawn else {}),
+            # The likeliest token is the same whatever top_p is, and TGI refuses a request that says 1.
+            **({"top_p": 1.0, "seed": drawn.seed} if drawn else {}),
         }
 
     def _within_limit(self, tokens: int | None) -> None:

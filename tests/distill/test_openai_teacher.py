@@ -69,7 +69,7 @@ class TestWhatIsAsked:
         assert sorted(posted["messages"][0]["content"] for posted in seen) == sorted(PROMPTS)
         posted = {key: value for key, value in seen[0].items() if key != "messages"}
         assert posted == {
-            "path": "/v1/chat/completions", "model": "big", "max_tokens": 20, "temperature": 0.0, "top_p": 1.0,
+            "path": "/v1/chat/completions", "model": "big", "max_tokens": 20, "temperature": 0.0,
         }  # fmt: skip
 
     def test_completions_send_the_text_alone_and_a_draw_its_seed(
