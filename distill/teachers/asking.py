@@ -9,7 +9,6 @@ import anyio
 from anyio.from_thread import start_blocking_portal
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from distill.errors import Failure, InputError
 from distill.teachers.servers import Servers
 
 Row = TypeVar("Row", bound=Sized)
@@ -63,7 +62,7 @@ async def _answered(
     async with Servers(urls, **limits) as servers, anyio.create_task_group() as group, receive:
         try:
             ask = await begin(servers, ends)
-        except (InputError, Failure) as error:
+        except Exception as error:  # told to who reads, whatever it is: the tasks would wrap it in a group
             await send.send(error)
         else:
             for _ in range(min(together, len(rows))):

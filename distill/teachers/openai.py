@@ -27,7 +27,7 @@ from distill.teachers import openai_replies
 from distill.teachers.asking import as_they_come
 from distill.teachers.openai_replies import Said
 from distill.teachers.protocol import FILTERED, AnswerSignal
-from distill.teachers.servers import Refused, Servers, Spent
+from distill.teachers.servers import Refused, Servers, Spent, is_address
 from distill.teachers.spoken import Spoken
 
 _Prompt: TypeAlias = NDArray[np.int32]
@@ -215,7 +215,7 @@ def _check(served_model: str, urls: Sequence[str] | Callable[[], Sequence[str]])
     if not urls:
         raise InputError("teacher.urls is empty: name the endpoint, as in https://api.example.com")
     for url in urls:
-        if not url.startswith(("http://", "https://")):
+        if not is_address(url):
             raise InputError(f"teacher.urls: {url!r} is no http:// or https:// address")
         if url.rstrip("/").endswith("/v1"):
             raise InputError(f"teacher.urls: {url!r} ends in /v1, which is added here: leave it out")

@@ -214,6 +214,15 @@ class _Lost(Exception):
         self.taken = taken
 
 
+def is_address(url: str) -> bool:
+    """Return whether requests can be sent there: http or https, a host, and a port that there can be."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    return parsed.scheme in {"http", "https"} and bool(parsed.host) and (parsed.port or 0) < 1 << 16
+
+
 def _told(response: httpx.Response) -> str:
     return f"HTTP {response.status_code} {' '.join(response.text.split())[:300]}"
 

@@ -18,7 +18,7 @@ from distill.prompts import vocabulary_size
 from distill.teachers.asking import as_they_come
 from distill.teachers.of_checkpoint import OfCheckpoint
 from distill.teachers.protocol import AnySignal
-from distill.teachers.servers import Servers, Spent
+from distill.teachers.servers import Servers, Spent, is_address
 from distill.teachers.sglang_job import Job, Terms, fits
 
 _Prompt: TypeAlias = NDArray[np.int32]
@@ -137,5 +137,5 @@ class SGLangTeacher(OfCheckpoint):
 def _check_addresses(urls: Sequence[str]) -> None:
     if not urls:
         raise InputError("teacher.urls is empty: name the SGLang servers, as in http://127.0.0.1:30000")
-    if wrong := [url for url in urls if not url.startswith(("http://", "https://"))]:
+    if wrong := [url for url in urls if not is_address(url)]:
         raise InputError(f"teacher.urls: {wrong[0]!r} is no http:// or https:// address")

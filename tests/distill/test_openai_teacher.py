@@ -288,7 +288,11 @@ class TestBeforeAnythingIsPaid:
         assert "abracadabra" not in str(raised.value)
 
     @pytest.mark.parametrize(
-        ("url", "told"), [("http://x/v1", "ends in /v1"), ("x:80", "is no http"), ("", "is no http")]
+        ("url", "told"),
+        [
+            ("http://x/v1", "ends in /v1"),
+            *((url, "is no http") for url in ("x:80", "", "http://", "http://x:port", "http://x:99999", "http://[::1")),
+        ],
     )
     def test_an_address_that_cannot_be_is_refused(self, url: str, told: str, tiny_checkpoint: Path) -> None:
         with pytest.raises(InputError, match=told):
