@@ -20,6 +20,7 @@ _ATTEMPTS = 5  # a request that so many servers took and did not answer is not s
 _CONNECT = 10.0  # seconds
 _KEPT = 3.0  # seconds an unused connection is kept: servers close theirs after 5
 _BUSY = 429
+_AWAY = {502, 503, 504}  # of a router or a proxy: nobody is behind it
 _KEY = {401, 403}
 
 
@@ -83,7 +84,7 @@ class Servers:
 
     async def post(self, path: str, body: dict[str, Any]) -> tuple[Server, Any]:
         """Return (who answered, its JSON)."""
-        taken = 0
+        taken, began_asking = 0, time.monotonic()
         while True:
             server = await self._free()
             self.spent.requests += 1
@@ -95,7 +96,8 @@ class Servers:
                 return server, reply
             except _Lost as lost:
                 self.spent.retries += 1
-                taken += lost.taken
+                # That nobody is behind a router is an outage, and no fault of the request while nothing is answered.
+                taken += lost.taken and (not lost.away or self._answered > began_asking)
                 if taken >= _ATTEMPTS:
                     raise Failure(
                         f"a request to {path} was taken {taken} times and never answered, last: {lost}; what was "
@@ -167,7 +169,9 @@ class Servers:
             )
         if response.status_code == _BUSY or response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
             asked = _retry_after(response)
-            raise self._rest(server, _told(response), taken=response.status_code != _BUSY, at_least=asked)
+            lost = self._rest(server, _told(response), taken=response.status_code != _BUSY, at_least=asked)
+            lost.away = response.status_code in _AWAY
+            raise lost
         if response.status_code == httpx.codes.NOT_FOUND:
             raise Absent(
                 f"{server.url}{path} is not there ({_told(response)}): teacher.urls names something else than a "
@@ -207,7 +211,9 @@ class Servers:
 
 
 class _Lost(Exception):
-    """A request without an answer; `taken`: a server had it."""
+    """A request without an answer; `taken`: a server had it, or (`away`) what stands before the servers."""
+
+    away = False
 
     def __init__(self, reason: str, taken: bool) -> None:
         super().__init__(reason)

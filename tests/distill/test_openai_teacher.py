@@ -246,6 +246,38 @@ class TestBusyServers:
         assert (teacher.spent.requests, teacher.spent.retries, teacher.spent.rests) == (3, 1, 1)
         assert teacher.spent.waited_seconds >= 0.9
 
+    def test_a_proxy_with_nobody_behind_it_is_an_outage_and_no_fault_of_the_last_request(
+        self, endpoint: Endpoint, tiny_checkpoint: Path
+    ) -> None:
+        asked_for = list[float]()
+
+        def reply(posted: dict[str, Any]) -> Any:
+            asked_for.append(time.monotonic())
+            if len(asked_for) <= 6:
+                return 503, {}, {"error": {"message": "no healthy upstream"}}
+            return said("billing")
+
+        teacher, encoded = teacher_at(endpoint(reply), tiny_checkpoint, ["x"], outage_seconds=60.0)
+        assert len(asked(teacher, encoded)) == 1
+        assert teacher.spent.retries == 6
+
+    def test_a_request_that_fails_while_others_are_answered_is_not_sent_for_ever(
+        self, endpoint: Endpoint, tiny_checkpoint: Path
+    ) -> None:
+        refused = threading.Event()
+
+        def reply(posted: dict[str, Any]) -> Any:
+            if posted["messages"][0]["content"] == "x":
+                refused.set()
+                return 503, {}, {}
+            refused.wait(60)
+            return said("billing")
+
+        others = [f"the printer {number}" for number in range(4)]
+        teacher, encoded = teacher_at(endpoint(reply), tiny_checkpoint, ["x", *others], concurrency=5)
+        with pytest.raises(Failure, match=r"taken 5 times and never answered, last: .*503"):
+            asked(teacher, encoded)
+
     def test_one_that_wants_to_rest_longer_than_an_outage_may_be_ends_the_job_at_once(
         self, endpoint: Endpoint, tiny_checkpoint: Path
     ) -> None:
