@@ -9,8 +9,8 @@ An answer counts once its server has said, after it, that its weights are still 
 
 import json
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,13 +105,11 @@ class Job:
         """Return (who was asked, the signal)."""
         teacher, asked = self.teacher, self._asked(len(prompt))
         server, reply = await self.servers.post("/generate", self._body(prompt))
-        try:
+        with reading(server):
             answer, logprobs = answer_of(reply, asked)
             if teacher.top_k:
                 return server, topk_of(reply, answer, asked)
             states = answer_states_of(reply, answer, asked, self.terms.width)
-        except Failure as error:
-            raise named(server, error) from error
         return server, HiddenSignal(answer, states, logprobs.astype(np.float16), teacher.format)
 
     def _body(self, prompt: NDArray[np.int32]) -> dict[str, Any]:
@@ -181,5 +179,15 @@ def fits(longest: int, new: int, context: int, whose: str) -> None:
         )
 
 
-def named(server: Server, error: Failure) -> Failure:
-    return Failure(f"{server.url}: {error}; nothing of this reply is stored")
+@contextmanager
+def reading(server: Server) -> Iterator[None]:
+    """Raise Failure, with the server's address, for whatever is wrong with the reply that is read in the block."""
+    try:
+        yield
+    except Failure as error:
+        raise Failure(f"{server.url}: {error}; nothing of this reply is stored") from error
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise Failure(
+            f"{server.url}: expected a reply of SGLang's /generate, got one that cannot be read "
+            f"({type(error).__name__}: {error}); nothing of this reply is stored"
+        ) from error

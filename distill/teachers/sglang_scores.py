@@ -12,12 +12,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from distill.errors import Failure
 from distill.teachers.protocol import AnySignal, HiddenSignal
 from distill.teachers.scored import Progress, Spoken, check_rows
 from distill.teachers.servers import Server, Servers
 from distill.teachers.sglang import SGLangTeacher
-from distill.teachers.sglang_job import PLAIN, Job, named
+from distill.teachers.sglang_job import PLAIN, Job, reading
 from distill.teachers.sglang_replies import (
     Asked,
     scored_of,
@@ -61,13 +60,11 @@ class _Scoring(Job):
         }
         server, reply = await self.servers.post("/generate", body)
         asked: Asked = self._asked(len(row))
-        try:
+        with reading(server):
             logprobs = scored_of(reply, row.answer, asked)
             if teacher.top_k:
                 return server, topk_of(reply, row.answer, asked, "input")
             states = states_of(reply, asked, self.terms.width)
-        except Failure as error:
-            raise named(server, error) from error
         # The state before a token is what predicts it.
         own, half = states[start - 1 : -1], np.maximum(logprobs, np.finfo(np.float16).min).astype(np.float16)
         return server, HiddenSignal(row.answer, own, half, teacher.format)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from distill.errors import Failure
+from distill.teachers.servers import Server
+from distill.teachers.sglang_job import reading
 from distill.teachers.sglang_replies import Asked, answer_of, answer_states_of, states_of, topk_of
 
 ASKED = Asked(prompt_tokens=5, max_new_tokens=4, stops=[1], vocabulary=10, top_k=2, weights="default")
@@ -100,6 +102,22 @@ def test_a_server_without_the_flat_form_is_told_by_its_version() -> None:
 def test_what_is_no_reply_at_all_is_refused() -> None:
     with pytest.raises(Failure, match="expected a reply of SGLang's /generate, got"):
         answer_of({"error": "no"}, ASKED)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"output_token_logprobs": None}, "TypeError"),
+        ({"output_ids": ["x"]}, "ValueError"),
+        ({"output_top_logprobs_val_flat_b64": "abc"}, "Error: Incorrect padding"),
+    ],
+)
+def test_a_reply_that_cannot_be_read_is_told_with_the_server_that_sent_it(changes: dict[str, Any], told: str) -> None:
+    server, stored = Server("http://a:1"), "; nothing of this reply is stored"
+    with pytest.raises(Failure, match=rf"^http://a:1: expected a reply of .*{told}.*{stored}"), reading(server):
+        read(reply(**changes))
+    with pytest.raises(Failure, match=rf"^http://a:1: expected 5 tokens of prompt, got 4{stored}"), reading(server):
+        read(reply(prompt_tokens=4))
 
 
 STATES = np.linspace(-3, 3, 15, dtype=np.float32).reshape(5, 3)
