@@ -1,5 +1,6 @@
 """What settings of teacher and training ask of each other and cannot have."""
 
+from distill.on_policy_settings import OnPolicySettings
 from distill.settings import AuditSettings, MixtureSettings, TeacherSettings, TrainingSettings
 
 _NOTHING_ELSE = "teacher.backend openai gives answers and says nothing of how likely they are"
@@ -79,6 +80,27 @@ def _no_rounds(teacher: TeacherSettings, training: TrainingSettings) -> tuple[st
             "a teacher with another tokenizer cannot score the student's own answers, which are its tokens: set "
             "training.mode to off_policy, or teacher.cross_tokenizer to false",
             ("training.mode", "teacher.cross_tokenizer"),
+        )
+    return None
+
+
+def shared(
+    teacher: TeacherSettings, training: TrainingSettings, policy: OnPolicySettings
+) -> tuple[str, tuple[str, ...]] | None:
+    """Return which servers would have to be several at once, as `disagreement`."""
+    if teacher.backend == "sglang" and teacher.serve and teacher.urls:
+        return (
+            "a retrain that starts a server itself asks no other: set teacher.serve to false, or teacher.urls to none",
+            ("teacher.serve", "teacher.urls"),
+        )
+    asked = {url.rstrip("/") for url in teacher.urls if teacher.backend == "sglang"}
+    if training.mode != "on_policy" or policy.sampler != "sglang":
+        return None
+    if both := asked & {url.rstrip("/") for url in policy.urls}:
+        return (
+            f"{min(both)} would be given the student's weights and be the teacher no more: the student needs servers "
+            "of its own in on_policy.urls",
+            ("on_policy.urls", "teacher.urls"),
         )
     return None
 

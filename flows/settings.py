@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from deployments.connection import masked
 from deployments.settings import PackagingSettings, RegistrySettings
-from distill.disagreement import disagreement, unknown
+from distill.disagreement import disagreement, shared, unknown
 from distill.on_policy_settings import OnPolicySettings
 from distill.settings import (
     AuditSettings,
@@ -110,7 +110,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _teacher_gives_what_training_takes(self) -> "Settings":
-        found = (disagreement(self.teacher, self.training), unknown(self.teacher, self.mixture, self.audit))
+        found = (
+            disagreement(self.teacher, self.training),
+            unknown(self.teacher, self.mixture, self.audit),
+            shared(self.teacher, self.training, self.on_policy),
+        )
         if wrong := [each for each in found if each]:
             keys = tuple(dict.fromkeys(key for _, keys in wrong for key in keys))
             problem = "; ".join(told for told, _ in wrong)

@@ -10,7 +10,7 @@ from prefect.logging import get_run_logger
 from distill.obtained import Obtained
 from distill.request import TrainRequest
 from distill.signals import SignalStore
-from tasks import costs, progress, purchases, teacher_metrics
+from tasks import costs, progress, purchases, teacher_metrics, teacher_server
 from tasks.run import Run
 from tasks.teaching import Teaching, api_key, scorer_of
 
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 def settings_of(teaching: Teaching) -> dict[str, Any]:
     """Return the settings that the train stage's manifest has beside those of training."""
     return {"on_policy": teaching.on_policy.model_dump()} if teaching.training.mode == "on_policy" else {}
+
+
+def check(teaching: Teaching) -> None:
+    """Raise InputError where a server would have to be started for the student and SGLang is not installed."""
+    policy = teaching.on_policy
+    if teaching.training.mode == "on_policy" and policy.sampler == "sglang" and not policy.urls:
+        teacher_server.check_installed("on_policy.sampler sglang without on_policy.urls")
 
 
 def learn(run: Run, request: TrainRequest, teaching: Teaching, train: Callable[[Path], None]) -> dict[str, Any]:

@@ -36,13 +36,18 @@ def taken_down_afterwards() -> Iterator[None]:
 def check(teacher: TeacherSettings) -> None:
     """Raise InputError where SGLang would have to be started and is not installed."""
     if teacher.backend == "sglang" and teacher.serve:
-        from deployments.errors import InputError as CannotServe
-        from deployments.sglang.server import interpreter
+        check_installed("teacher.serve")
 
-        try:
-            interpreter()
-        except CannotServe as error:
-            raise InputError(f"teacher.serve: {error}") from error
+
+def check_installed(setting: str) -> None:
+    """Raise InputError, naming the setting that needs it, where SGLang is not installed."""
+    from deployments.errors import InputError as CannotServe
+    from deployments.sglang.server import interpreter
+
+    try:
+        interpreter()
+    except CannotServe as error:
+        raise InputError(f"{setting}: {error}") from error
 
 
 def addresses(teacher: TeacherSettings, folder: str, api_key: str) -> "tuple[str, ...] | partial[tuple[str, ...]]":

@@ -124,6 +124,12 @@ def test_settings_that_do_not_go_together_are_all_named_with_where_they_were_set
     assert str(error.value).startswith(f"{keys} in the command line and {tmp_path / 'floor.toml'}: {message}")
 
 
+ON_SERVERS = (
+    "--training.mode", "on_policy", "--on_policy.sampler", "sglang", "--teacher.backend", "sglang",
+    "--teacher.urls", "http://a:1",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -132,6 +138,11 @@ def test_settings_that_do_not_go_together_are_all_named_with_where_they_were_set
         (("--training.replicas", "2", "--training.processes", "3"), "cannot be divided among 2 replicas"),
         (("--training.attention_weight", "1"), "attention maps are not stored"),
         (("--training.temperature", "2"), "temperature 1 alone"),
+        (("--teacher.backend", "sglang", "--teacher.serve", "true", "--teacher.urls", "http://a:1"), "asks no other"),
+        (
+            (*ON_SERVERS, "--on_policy.urls", "http://b:1,http://a:1/"),
+            "http://a:1 would be given the student's weights",
+        ),
     ],
 )
 def test_what_a_training_could_not_do_is_refused_before_the_teacher_is_paid(

@@ -1,11 +1,13 @@
 """What on-policy rounds cost: an answer that the student gives again in a later round was bought once."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from prefect.logging import disable_run_logger
 
+from distill.errors import InputError
 from distill.on_policy_settings import OnPolicySettings
 from distill.prepare import prepare
 from distill.request import TrainRequest
@@ -52,7 +54,7 @@ def test_an_answer_that_is_given_in_several_rounds_is_counted_as_bought_in_the_f
         output=tmp_path / "out", on_line=lambda line: None,
     )  # fmt: skip
     before = len(SignalStore(request.signals))
-    teaching = Teaching(**{**vars(teaching), "signals": request.signals})
+    teaching = replace(teaching, signals=request.signals)
     with disable_run_logger():
         came = rounds.learn(run_in(tmp_path / "r1"), request, teaching, lambda path: train(TrainRequest.load(path)))
     bought = len(SignalStore(request.signals)) - before
@@ -60,3 +62,14 @@ def test_an_answer_that_is_given_in_several_rounds_is_counted_as_bought_in_the_f
     assert [each["bought_rows"] for each in came["rounds"]] == [bought, 0, 0]
     assert came["bought_rows"] == came["cost"]["bought"]["rows"] == bought
     assert came["reused_rows"] == 36 - bought
+
+
+def test_a_student_that_sglang_is_to_sample_needs_it_before_the_teacher_is_paid(
+    teaching: Teaching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDISTILL_SGLANG_PYTHON", "/nowhere/python")
+    asked = teaching.on_policy.model_copy(update={"sampler": "sglang"})
+    with pytest.raises(InputError, match=r"on_policy\.sampler sglang without on_policy\.urls: '/nowhere/python' is no"):
+        rounds.check(replace(teaching, on_policy=asked))
+    rounds.check(replace(teaching, on_policy=asked.model_copy(update={"urls": ("http://a:1",)})))
+    rounds.check(teaching)
