@@ -75,7 +75,9 @@ def stop(process: subprocess.Popen[bytes], known: set[psutil.Process], grace: fl
 
 def free_port(host: str, port: int, setting: str) -> int:
     """Return `port`, or a free one for 0; InputError, naming the setting, when it cannot be listened on."""
-    with socket.socket() as probe:
+    if not 0 <= port < 1 << 16:
+        raise InputError(f"{setting} = {port}: there is no such port; use 1 to 65535, or 0 for a free one")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

@@ -51,7 +51,7 @@ def main(given: list[str] | None = None) -> int:
             raise Failure(f"SGLang at {served.url} ended by itself with exit code {code}")
     except KeyboardInterrupt:
         return os.EX_OK
-    except (InputError, Failure) as error:
+    except (InputError, Failure, OSError) as error:  # of the last kind is a log that cannot be written
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
 

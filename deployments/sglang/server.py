@@ -137,11 +137,17 @@ def serving(options: Options, *, python: str = "", log: Path | None = None, time
             server = process.start(command, environment=environment(options), output=output)
         known: set[psutil.Process] = set()
         try:
-            url = f"http://{'127.0.0.1' if options.host == '0.0.0.0' else options.host}:{port}"  # noqa: S104
+            url = f"http://{_reached(options.host)}:{port}"
             _await_health(url, server, known, written, timeout)
             yield Served(url, server, written, time.monotonic() - began)
         finally:
             process.stop(server, known)
+
+
+def _reached(host: str) -> str:
+    """Return how a server that listens on `host` is reached from this machine, as part of a URL."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"[{host}]" if ":" in host else host
 
 
 def _await_health(

@@ -3,6 +3,7 @@
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from deployments import process
 from deployments.errors import Failure, InputError
 from deployments.sglang import server
 from deployments.sglang.__main__ import main
@@ -43,6 +45,26 @@ class TestCommandLine:
         options = Options("teacher", api_key="open sesame")
         assert "sesame" not in shlex.join([*argv(options, 1), *environment(options).values()])
         assert "sesame" not in repr(options)
+
+    @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1", "::", "localhost"])
+    def test_it_is_reached_at_the_address_that_it_listens_on(self, host: str) -> None:
+        found = process.free_port(host, 0, "port")
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
+            listening.bind((host, found))
+            listening.listen()
+            at = httpx.URL(f"http://{server._reached(host)}:{found}")
+            with socket.create_connection((at.host, found), timeout=60):
+                pass
+
+    def test_what_cannot_be_served_so_is_said_in_a_line(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        given = ["serve", "--model", str(tmp_path), "--python", sys.executable]
+        assert main([*given, "--port", "99999"]) == 2
+        assert main([*given, "--port", "0", "--log", str(tmp_path / "no" / "server.log")]) == 1
+        told = capsys.readouterr().err.splitlines()
+        assert "port = 99999: there is no such port" in told[0]
+        assert "server.log" in told[1]
 
     def test_it_is_printed_on_request(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["argv", "--model", "a b", "--device", "cpu", "--python", sys.executable]) == os.EX_OK
