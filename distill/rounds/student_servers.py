@@ -20,7 +20,7 @@ from distill.rounds.answers import Sampler
 from distill.settings import StudentSettings, TeacherSettings
 from distill.teachers.chosen import API_KEY
 from distill.teachers.protocol import AnySignal, Teacher
-from distill.teachers.servers import Servers
+from distill.teachers.servers import HERE, Servers
 from distill.teachers.sglang import SGLangTeacher
 from distill.teachers.sglang_job import Job
 from distill.teachers.sglang_weights import Weights
@@ -54,7 +54,8 @@ class StudentOnServers(SGLangTeacher):
         key, seconds = self._limits["api_key"], float(self._limits["request_seconds"])
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         body = {"model_path": str(self.folder.absolute()), "weight_version": self.version}
-        with httpx.Client(headers=headers, timeout=httpx.Timeout(seconds, connect=_CONNECT)) as client:
+        limit = httpx.Timeout(seconds, connect=_CONNECT)
+        with httpx.Client(headers=headers, timeout=limit, mounts=HERE) as client:
             for url in urls:
                 self._load(client, f"{url.rstrip('/')}/update_weights_from_disk", body)
 

@@ -19,6 +19,8 @@ _FIRST_REST, _LONGEST_REST = 0.25, 15.0  # seconds a failing server is left alon
 _ATTEMPTS = 5  # a request that so many servers took and did not answer is not sent again
 _CONNECT = 10.0  # seconds
 _KEPT = 3.0  # seconds an unused connection is kept: servers close theirs after 5
+# No proxy of the environment stands between this machine and itself.
+HERE: dict[str, None] = dict.fromkeys(("all://127.0.0.1", "all://localhost", "all://[::1]"))
 _BUSY = 429
 _AWAY = {502, 503, 504}  # of a router or a proxy: nobody is behind it
 _KEY = {401, 403}
@@ -67,6 +69,7 @@ class Servers:
             "timeout": httpx.Timeout(request_seconds, connect=_CONNECT),
             "limits": httpx.Limits(keepalive_expiry=_KEPT),
             "verify": httpx.create_ssl_context(),
+            "mounts": HERE,
         }
         # One client for each request under way: a client looks through all its connections at every request and every
         # reply, which for 64 of them took several times the rest of the work.

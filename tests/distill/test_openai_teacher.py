@@ -288,6 +288,16 @@ class TestBusyServers:
             asked(teacher, encoded)
         assert time.monotonic() - began < 10
 
+    def test_one_on_this_machine_is_asked_past_a_proxy_of_the_environment(
+        self, endpoint: Endpoint, tiny_checkpoint: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        teacher, encoded = teacher_at(endpoint(lambda _: said("billing")), tiny_checkpoint)
+        assert len(asked(teacher, encoded)) == len(PROMPTS)
+
     def test_the_other_of_two_is_asked_meanwhile(self, endpoint: Endpoint, tiny_checkpoint: Path) -> None:
         busy = endpoint(lambda _: (429, {"Retry-After": "3600"}, {}))
         teacher, encoded = teacher_at(busy, tiny_checkpoint)
