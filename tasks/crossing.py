@@ -1,7 +1,7 @@
 """What the teacher was asked and said, in the tokens of a student that has another tokenizer."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from distill.alignment.alignment import Alignment
 from distill.mixing.selection import Chosen
-from distill.obtained import Obtained
+from distill.obtained import Obtained, nothing
 from distill.signals import Keys, SignalStore
 from tasks.teaching import Teaching, teacher_of
 
@@ -58,15 +58,17 @@ def own_tokens(
     return Own(encoded.ids, alignment, {"alignment": {**_shares(report), "truncated_prompts": encoded.truncated}})
 
 
-def try_out(prompts: list[str], start: Path, settings: Teaching, ask: Callable[[list[str]], Obtained]) -> None:
+def try_out(prompts: list[str], start: Path, settings: Teaching, ask: Callable[[list[str]], Obtained]) -> Obtained:
     """Ask about some of many prompts, and raise InputError when their answers are aligned too badly to go on.
 
-    So that a teacher that does not fit is not paid for all of them.
+    So that a teacher that does not fit is not paid for all of them. Returns what it took to ask, and no rows: who then
+    asks about all of them finds these among what it has bought.
     """
     if not settings.teacher.cross_tokenizer or len(prompts) < 4 * TRIED:
-        return
+        return nothing()
     obtained = ask(prompts[:: len(prompts) // TRIED][:TRIED])
     _aligned(obtained.keys, start, settings, slack=_SLACK)
+    return replace(nothing(), effort=obtained.effort)
 
 
 def _aligned(

@@ -43,7 +43,7 @@ def teach(run: Run, log: str, start: Path, settings: Teaching) -> dict[str, Any]
     def work(folder: Path) -> dict[str, Any]:
         rows = learned_rows(run, log, settings)
         file, texts = run.asked("signals"), rows["prompt"].tolist()
-        crossing.try_out(
+        tried = crossing.try_out(
             texts, start, settings, lambda some: ask(some, start, settings, file, "teacher: the first signals").obtained
         )
         asked = ask(texts, start, settings, file, "teacher: signals")
@@ -61,7 +61,7 @@ def teach(run: Run, log: str, start: Path, settings: Teaching) -> dict[str, Any]
             "truncated_prompts": asked.truncated,
             "sampled_rows": len(at),
             **counts,
-            **costs.report(together([asked.obtained, *samples]), slices, settings.teacher),
+            **costs.report(together([tried, asked.obtained, *samples]), slices, settings.teacher),
             **own.told,
         }
 
