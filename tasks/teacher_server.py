@@ -5,18 +5,23 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from prefect.logging import get_run_logger
 
 from distill.errors import InputError
 from distill.settings import TeacherSettings
 
+if TYPE_CHECKING:
+    from deployments.sglang.server import Served
+
 
 class _Held:
     """At most one server, and what takes it down."""
 
     def __init__(self, stack: ExitStack) -> None:
-        self.stack, self.url, self.starting = stack, "", Lock()
+        self.stack, self.starting = stack, Lock()
+        self.served: Served | None = None
 
 
 _HELD: ContextVar[_Held | None] = ContextVar("teacher_server", default=None)
@@ -65,10 +70,9 @@ def _started(teacher: TeacherSettings, folder: str, api_key: str) -> tuple[str, 
             "teacher.urls"
         )
     with held.starting:
-        if not held.url:
+        if held.served is None or held.served.process.poll() is not None:  # none yet, or it has ended by itself
             get_run_logger().info("starting an SGLang server for teacher %s", folder)
             options = Options(model=folder, device=device_of(teacher.device), api_key=api_key)
-            served = held.stack.enter_context(serving(options))
-            held.url = served.url
-            get_run_logger().info("teacher ready at %s after %.0f s", served.url, served.seconds_to_ready)
-        return (held.url,)
+            held.served = held.stack.enter_context(serving(options))
+            get_run_logger().info("teacher ready at %s after %.0f s", held.served.url, held.served.seconds_to_ready)
+        return (held.served.url,)
