@@ -132,7 +132,7 @@ def sampled(
             found = bought_of(store, teacher, prompts, settings, file, shown)
         texts = tokenizer.batch_decode([store.get(k.tobytes()).answer for k in found.keys], skip_special_tokens=True)
         bought.append(found)
-        same.append(np.array(texts, str) == told.texts[at])
+        same.append(np.char.strip(np.array(texts, str)) == np.char.strip(told.texts[at]))
     if same:
         agreed[at] = audit.agreement(np.array(same))
     return agreed, bought
