@@ -131,6 +131,11 @@ class Registry:
                 runs.fill(self.client, run.info.run_id, texts, metrics, tags, artifacts)
             return str(run.info.run_id)
 
+    def add(self, run_id: str, metrics: Iterable[runs.Metric]) -> None:
+        """Adds metrics to the run of a retrain, which may be finished; a second call completes it."""
+        with explained(self.uri, f"adding to run {run_id}"):
+            runs.measure(self.client, run_id, metrics)
+
     def register(self, retrain_id: str, run_id: str, checkpoint: Path, tags: Mapping[str, str]) -> Version:
         """Stores a checkpoint folder as a new version, the challenger; a second call completes it.
 

@@ -37,11 +37,9 @@ def fill(
 
     (The primary key of a metric in MLflow's database is all of it; parameters, tags and files have one value each.)
     """
-    from mlflow.entities import Metric as Point
     from mlflow.entities import Param, RunTag
 
-    for batch in _batches((Point(k, v, when, step) for k, v, step, when in metrics), METRICS_A_CALL):
-        client.log_batch(run_id, metrics=batch)
+    measure(client, run_id, metrics)
     for batch in _batches((Param(key, text) for key, text in params.items()), PARAMS_A_CALL):
         client.log_batch(run_id, params=batch)
     for batch in _batches((RunTag(key, str(value)) for key, value in tags.items()), PARAMS_A_CALL):
@@ -52,6 +50,14 @@ def fill(
         else:
             client.log_artifact(run_id, str(artifact))
     client.set_terminated(run_id, "FINISHED")
+
+
+def measure(client: Any, run_id: str, metrics: Iterable[Metric]) -> None:
+    """Adds metrics to a run; what is there already is not stored twice."""
+    from mlflow.entities import Metric as Point
+
+    for batch in _batches((Point(k, v, when, step) for k, v, step, when in metrics), METRICS_A_CALL):
+        client.log_batch(run_id, metrics=batch)
 
 
 def store(client: Any, experiment: str, retrain_id: str, run_id: str, checkpoint: Path, lock: Lock) -> str:

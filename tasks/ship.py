@@ -110,6 +110,7 @@ def promote(run: Run, registry: Registry, version: str) -> dict[str, Any]:
                 f"version {version} of {run.request.student!r} was promoted and then rolled back, at {taken_out}: "
                 "it is not promoted again; give the same command with --again for a new retrain"
             )
+        registry.add(run.manifests()["register"]["result"]["run_id"], _later_metrics(run))
         registry.promote(version, expected=before.version if before else None)
         return {"champion": version, "previous": before.version if before else None}
 
@@ -149,6 +150,14 @@ def _currency(run: Run) -> dict[str, str]:
     """Return what the money among the metrics is counted in, if there is any."""
     found = run.manifests()["signals"]["result"].get("cost", {})
     return {"teacher.currency": found["currency"]} if "currency" in found else {}
+
+
+def _later_metrics(run: Run) -> Iterator[tuple[str, float, int, int]]:
+    """Yield what the teacher cost in the stage that comes after the retrain was recorded."""
+    profile = run.manifests()["profile"]
+    now = int(datetime.fromisoformat(profile["end"]).timestamp() * 1000)
+    for name, value in costs.numbers(profile["result"]["cost"]).items() if "cost" in profile["result"] else ():
+        yield f"teacher/profile/{name}", float(value), 0, now
 
 
 def _outcome_metrics(run: Run) -> Iterator[tuple[str, float, int, int]]:

@@ -57,6 +57,9 @@ def test_a_run_holds_everything_beyond_the_batch_limits(registry: Registry, tmp_
     assert run.data.tags["window"] == "2016"
     assert run.data.metrics["system/peak_memory_mib"] == 812.0
     assert len(numbers(registry, run_id, "loss")) == 2500
+    for _ in range(2):
+        registry.add(run_id, [("cost", 3.0, 0, 2000)])
+    assert numbers(registry, run_id, "cost") == [3.0]
     assert [file.path for file in registry.client.list_artifacts(run_id)] == ["report.html"]
 
 

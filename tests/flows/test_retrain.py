@@ -69,6 +69,11 @@ def test_mlflow_holds_settings_losses_load_window_and_revision(with_champion: An
     assert [metric.step for metric in steps] == list(range(1, len(steps) + 1))
     assert len(steps) > 5
     assert client.get_metric_history(version.run_id, "system/cpu_utilization_percentage")
+    for stage in ("signals", "judge", "profile"):
+        said = json.loads((workspace.folder / "runs" / ended["retrain_id"] / stage / "manifest.json").read_text())
+        for origin in ("bought", "reused"):
+            asked = said["result"]["cost"][origin]["rows"]
+            assert run.data.metrics[f"teacher/{stage}/{origin}_rows"] == asked, "whenever it was asked"
     assert {"sha256", "window_digest", "verdict", "teacher", "code_revision", "retrain_id"} <= set(version.tags)
     assert version.tags["retrain_id"] == ended["retrain_id"]
 
