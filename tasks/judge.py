@@ -11,6 +11,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from distill import scoring
+from distill.errors import Failure
 from distill.mixture import draw
 from distill.obtained import nothing
 from distill.scoring import Scores
@@ -104,7 +105,7 @@ def with_targets(
 ) -> tuple[list[pd.DataFrame], dict[str, Any]]:
     """Return each slice's rows with `target` (its label, or the teacher's answer while there is none) and the cost.
 
-    Rows that have neither, because the teacher withheld its answer, are not among them.
+    Rows that have neither, because the teacher withheld its answer, are not among them; Failure where all have neither.
     """
     rows = pd.concat([part.rows.assign(slice=part.name) for part in slices], ignore_index=True)
     unlabelled = rows["reference"].isna()
@@ -117,6 +118,11 @@ def with_targets(
         rows.loc[unlabelled, "target"] = texts
     parts = {part.name: obtained.part(names == part.name) for part in slices}
     cost = costs.report(obtained, parts, teaching.teacher)
+    if rows["target"].isna().all():
+        raise Failure(
+            f"none of {len(rows)} held-out rows has a label, and the teacher withheld its answers to all of them: look "
+            "at what its endpoint filters"
+        )
     rows = rows[rows["target"].notna()]
     cost["targets_by_teacher"] = int(rows["by_teacher"].sum())
     return [rows[rows["slice"] == part.name] for part in slices], cost
