@@ -44,7 +44,7 @@ def learn(run: Run, request: TrainRequest, teaching: Teaching, train: Callable[[
         with progress.bar("teacher: the student's answers", "answers") as shown:
             # A file a round: an answer that was given before was bought once, by the round that it came from.
             file = run.asked(f"train-{number}")
-            with teacher_metrics.counting(teaching, scorer, lambda: purchases.paid(store, file)) as ended:
+            with teacher_metrics.counting(teaching, scorer, lambda: purchases.paid(store, file), file) as ended:
                 ended.append(purchases.fetch(store, scores_of(scorer, rows), file, shown))
             return ended[0]
 

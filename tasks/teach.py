@@ -164,7 +164,7 @@ def bought_of(
     progress: Callable[[int, int], None],
 ) -> Obtained:
     """Return the signals of the prompts, bought where the store lacks them; what it took is among the metrics."""
-    with teacher_metrics.counting(settings, teacher, lambda: purchases.paid(store, file)) as ended:
+    with teacher_metrics.counting(settings, teacher, lambda: purchases.paid(store, file), file) as ended:
         ended.append(purchases.buy(store, teacher, prompts, file, progress))
     return ended[0]
 

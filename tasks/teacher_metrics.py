@@ -5,6 +5,7 @@ it says. Labels are student, backend and kinds of things; never prompts, keys or
 """
 
 import fcntl
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -45,17 +46,21 @@ _Sample: TypeAlias = tuple[str, str, _Labels, float]  # family, what follows its
 
 
 @contextmanager
-def counting(settings: "Teaching", teacher: object, paid: Callable[[], Paid]) -> Iterator[list[Obtained]]:
+def counting(settings: "Teaching", teacher: object, paid: Callable[[], Paid], asked: Path) -> Iterator[list[Obtained]]:
     """Add what the block asks to the file that the settings name, if any, also where it ends with an error.
 
-    The block puts what it obtained into the list. paid: of `purchases.paid`, which says more afterwards. A file that
-    cannot be written holds up no retrain: the reason is logged.
+    The block puts what it obtained into the list. paid: of `purchases.paid`, which says more afterwards. What a
+    process that was killed has bought is counted by the next one, which finds beside the file `asked` where it began.
+    A file that cannot be written holds up no retrain: the reason is logged.
     """
     ended: list[Obtained] = []
     if settings.metrics is None:
         yield ended
         return
-    before, began, earlier = paid(), time.monotonic(), _spent_by(teacher)
+    open_ = asked.with_name(f"{asked.name}.counting.json")  # there while a block is not over
+    before = json.loads(open_.read_text("utf-8")) if open_.is_file() else paid()
+    write_atomically(open_, json.dumps(before).encode())
+    began, earlier = time.monotonic(), _spent_by(teacher)
     try:
         yield ended
     finally:
@@ -69,6 +74,7 @@ def counting(settings: "Teaching", teacher: object, paid: Callable[[], Paid]) ->
             add(settings.metrics, list(_samples(settings, bought, obtained, seconds, spent)))
         except Failure as error:
             get_run_logger().error("what the teacher was asked is not among the metrics: %s", error)
+        open_.unlink(missing_ok=True)
 
 
 def _spent_by(teacher: object) -> Spent | None:
@@ -136,15 +142,15 @@ def _read(file: Path) -> dict[tuple[str, str, _Labels], float]:
 def _samples(
     settings: "Teaching", bought: list[int], obtained: Obtained | None, seconds: float, spent: Spent | None
 ) -> Iterator[_Sample]:
-    """Yield what to add; bought, and what is worked out as reused: rows, tokens of prompts, tokens of answers."""
+    """Yield what to add; bought: rows, tokens of prompts, tokens of answers."""
     who = (("student", settings.student.name), ("backend", settings.teacher.backend))
     yield "last_asked_timestamp_seconds", "", who, time.time()
     yield "asking_seconds", "_total", who, seconds
     yield "failures", "_total", who, float(obtained is None)
     reused = [0, 0, 0]
     if obtained:
-        whole = len(obtained.keys), int(obtained.prompt_tokens.sum()), int(obtained.answer_tokens.sum())
-        reused = [all_ - own for all_, own in zip(whole, bought, strict=True)]
+        found = obtained.part(~obtained.bought)
+        reused = [len(found.keys), int(found.prompt_tokens.sum()), int(found.answer_tokens.sum())]
     for origin, (rows, prompt, answer) in (("bought", bought), ("reused", reused)):
         labels = (*who, ("origin", origin))
         yield "rows", "_total", labels, rows

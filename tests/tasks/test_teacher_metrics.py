@@ -1,6 +1,7 @@
 """What asking the teacher took, as Prometheus reads it; and that the dashboard asks for nothing that is not there."""
 
 import json
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -68,7 +69,7 @@ def teaching(tmp_path: Path, endpoint: Callable[..., str], monkeypatch: pytest.M
 
 
 def asked(teaching: Teaching, model: Path, prompts: list[str] = PROMPTS) -> Path:
-    teach.ask(prompts, model, teaching, Path(teaching.signals).with_name("asked.npy"), "rows")
+    teach.ask(prompts, model, teaching, Path(teaching.signals).with_name(f"{len(prompts)}.asked.npy"), "rows")
     assert teaching.metrics is not None
     return teaching.metrics
 
@@ -112,26 +113,59 @@ def test_a_teacher_that_is_used_again_counts_what_it_spent_once(teaching: Teachi
     class Scorer:
         spent = Spent()
 
-    scorer, none = Scorer(), Effort()
+    scorer, none, file = Scorer(), Effort(), teaching.ledger.with_name("asked.npy")
     assert teaching.metrics is not None
 
     def requests() -> float:
         assert teaching.metrics is not None
         return sum(n for (name, _), n in read(teaching.metrics).items() if name == "redistill_teacher_requests_total")
 
-    with teacher_metrics.counting(teaching, scorer, lambda: (0, 0, 0)) as ended:
+    with teacher_metrics.counting(teaching, scorer, lambda: (0, 0, 0), file) as ended:
         scorer.spent = Spent(requests=7)
         ended.append(replace(nothing(), effort=replace(none, spent=scorer.spent)))
     assert requests() == 7
-    with teacher_metrics.counting(teaching, scorer, lambda: (0, 0, 0)) as ended:
+    with teacher_metrics.counting(teaching, scorer, lambda: (0, 0, 0), file) as ended:
         ended.append(nothing())  # all was in the store
     assert requests() == 7
     with (
         pytest.raises(Failure, match="full"),
-        teacher_metrics.counting(teaching, scorer, lambda: (0, 0, 0)),
+        teacher_metrics.counting(teaching, scorer, lambda: (0, 0, 0), file),
     ):
         raise Failure("the disk is full")  # before anything was asked
     assert requests() == 7
+
+
+def test_what_a_stage_has_bought_and_asks_for_again_is_not_counted_as_found(
+    teaching: Teaching, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    for prompts in (PROMPTS[:2], PROMPTS):  # some are tried out first
+        teach.ask(prompts, tiny_checkpoint, teaching, tmp_path / "asked.npy", "rows")
+    assert teaching.metrics is not None
+    rows = {
+        dict(labels)["origin"]: n
+        for (name, labels), n in read(teaching.metrics).items()
+        if name == "redistill_teacher_rows_total"
+    }
+    assert rows == {"bought": 4, "reused": 1}
+
+
+def test_what_a_killed_process_has_bought_is_counted_as_bought_by_the_next(teaching: Teaching, tmp_path: Path) -> None:
+    file = tmp_path / "asked.npy"
+    if not (process := os.fork()):
+        with teacher_metrics.counting(teaching, None, lambda: (0, 0, 0), file):
+            os._exit(0)  # as by SIGKILL: it bought ten rows until then, and said so nowhere
+    os.waitpid(process, 0)
+    with teacher_metrics.counting(teaching, None, lambda: (12, 120, 24), file) as ended:
+        ended.append(nothing())
+    assert teaching.metrics is not None
+    bought = {
+        name: value
+        for (name, labels), value in read(teaching.metrics).items()
+        if ("origin", "bought") in labels and ("kind", "answer") not in labels
+    }
+    assert bought["redistill_teacher_rows_total"] == 12
+    assert bought["redistill_teacher_tokens_total"] == 120
+    assert sorted(path.name for path in tmp_path.iterdir() if "counting" in path.name) == []
 
 
 def test_neither_prompts_nor_key_nor_address_are_in_the_file(teaching: Teaching, tiny_checkpoint: Path) -> None:
