@@ -289,6 +289,34 @@ class TestRounds:
         assert [each["own"] for each in done] == [each["own"] for each in whole[1]]
         assert [r["loss"] for r in records(tmp_path / "t")] == [r["loss"] for r in records(Path(whole[0].output))]
 
+    def test_a_script_that_was_killed_does_the_same_again_and_goes_on(
+        self, asked: Callable[..., tuple[TrainRequest, OnPolicySettings]], teacher: Path, tmp_path: Path
+    ) -> None:
+        request, policy = asked(tmp_path / "t")
+        ended: list[Path] = []
+
+        def one_round(path: Path) -> None:
+            from distill.trainer import train
+
+            if ended:
+                raise KeyboardInterrupt
+            train(TrainRequest.load(path))
+            ended.append(path)
+
+        with pytest.raises(KeyboardInterrupt):
+            loop.learn(request, policy, helpers(request, teacher, train=one_round))
+        again, _ = asked(tmp_path / "t")
+        assert again == request
+        made = mixture.load(Path(request.mixture))
+        rows, turned = range(len(made)), made.keys[::-1].copy()  # as long as before, so that there are as many steps
+        mixture.save(tmp_path / "other", [made.prompt(row) for row in rows][::-1], turned)
+        other = replace(request, mixture=str(tmp_path / "other"))
+        with pytest.raises(InputError, match=r"states of another training \(other mixture\)"):
+            loop.learn(other, policy, helpers(other, teacher))
+        with pytest.raises(InputError, match=r"states of another training \(other settings\)"):
+            asked(tmp_path / "t", seed=1)
+        assert [each["round"] for each in loop.learn(again, policy, helpers(again, teacher))] == [1, 2, 3]
+
     def test_a_finished_training_is_not_done_again(
         self, whole: tuple[TrainRequest, list[dict[str, Any]]], teacher: Path
     ) -> None:
