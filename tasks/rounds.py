@@ -33,9 +33,9 @@ def learn(run: Run, request: TrainRequest, teaching: Teaching, train: Callable[[
     scorer, store = scorer_of(teaching), SignalStore(teaching.signals)
     scorer.check(load_tokenizer(request.start), teaching.teacher.top_k)
 
-    def score(rows: "Sequence[Spoken]") -> Obtained:
+    def score(number: int, rows: "Sequence[Spoken]") -> Obtained:
         with progress.bar("teacher: the student's answers", "answers") as shown:
-            file = run.asked("train")
+            file = run.asked(f"train-round-{number}")  # what a round before has bought is found again
             with teacher_metrics.counting(teaching, scorer, lambda: purchases.paid(store, file)) as ended:
                 ended.append(purchases.fetch(store, scores_of(scorer, rows), file, shown))
             return ended[0]

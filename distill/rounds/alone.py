@@ -31,7 +31,7 @@ def on_policy(
     def learn(request: TrainRequest) -> list[dict[str, Any]]:
         scorer, store = scorer_of(teacher), SignalStore(request.signals)
 
-        def score(rows: Sequence[Spoken]) -> Obtained:
+        def score(number: int, rows: Sequence[Spoken]) -> Obtained:
             return fetch(store, scores_of(scorer, rows))
 
         sampler = in_process(student, teacher)

@@ -49,7 +49,7 @@ class Helpers:
     """Who does the work of a round."""
 
     sampler: Sampler
-    score: Callable[[Sequence[Spoken]], Obtained]  # has the teacher's signals for these answers stored
+    score: Callable[[int, Sequence[Spoken]], Obtained]  # has the teacher's signals for a round's answers stored
     train: Callable[[Path], None]  # trains what a request.json says, to its end
     told: Callable[[str], None]  # is told a line now and then
     progress: answers.Progress | None = None  # of the student's answers
@@ -146,7 +146,7 @@ def _round(
     path, scored, said = folder / "mixture.safetensors", None, None
     if not (folder / "student").is_dir():
         spoken = _spoken(request, settings, helpers, rows, each, student)
-        found = helpers.score(spoken)
+        found = helpers.score(each.number, spoken)
         _mix(path, rows, held, each, found.keys)
         scored = helpers.counted(found)
         said = answers.described([row.answer for row in spoken], answers.stops_of(student))

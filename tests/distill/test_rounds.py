@@ -73,7 +73,7 @@ def helpers(request: TrainRequest, teacher: Path, **changes: Any) -> loop.Helper
 
     scorer, store = LocalScores(teacher, top_k=K, max_new_tokens=1, device="cpu"), SignalStore(request.signals)
 
-    def score(rows: Sequence[Spoken]) -> Obtained:
+    def score(number: int, rows: Sequence[Spoken]) -> Obtained:
         return fetch(store, scores_of(scorer, rows), flush_rows=3)
 
     made = loop.Helpers(
