@@ -73,7 +73,7 @@ def learn(request: TrainRequest, settings: OnPolicySettings, helpers: Helpers) -
         if not (folder / ROUND).is_file():
             student = output / f"round-{each.number - 1}" / "student" if each.number > 1 else Path(request.start)
             _round(request, settings, helpers, rows, held, each, planned[-1].last, folder, student)
-            shutil.rmtree(output / f"round-{each.number - 1}" / "student", ignore_errors=True)  # has answered
+        shutil.rmtree(output / f"round-{each.number - 1}" / "student", ignore_errors=True)  # has answered
         done.append(json.loads((folder / ROUND).read_text("utf-8")))
         if done[-1]["stopped_early"]:
             break
