@@ -65,7 +65,8 @@ def retrain(
         student=chosen.student,
         teacher=chosen.teacher,
         packaging=chosen.packaging,
-        devices=(chosen.teacher.device, chosen.training.device),
+        training=chosen.training,
+        on_policy=chosen.on_policy,
         changing=settings.result_changing(chosen),
     )
     logger = get_run_logger()

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.logging import get_run_logger
 
+from distill.errors import InputError
 from distill.obtained import Obtained
+from distill.on_policy_settings import OnPolicySettings
 from distill.request import TrainRequest
 from distill.signals import SignalStore
 from tasks import costs, progress, purchases, teacher_metrics
@@ -22,6 +24,18 @@ if TYPE_CHECKING:
 def settings_of(teaching: Teaching) -> dict[str, Any]:
     """Return the settings that the train stage's manifest has beside those of training."""
     return {"on_policy": teaching.on_policy.model_dump()} if teaching.training.mode == "on_policy" else {}
+
+
+def check(policy: OnPolicySettings) -> None:
+    """Raise InputError where SGLang would have to be started for the student and is not installed."""
+    if policy.sampler == "sglang" and not policy.urls:
+        from deployments.errors import InputError as CannotServe
+        from deployments.sglang.server import interpreter
+
+        try:
+            interpreter()
+        except CannotServe as error:
+            raise InputError(f"on_policy.sampler sglang without on_policy.urls: {error}") from error
 
 
 def learn(run: Run, request: TrainRequest, teaching: Teaching, train: Callable[[Path], None]) -> dict[str, Any]:
