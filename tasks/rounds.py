@@ -64,7 +64,16 @@ def learn(run: Run, request: TrainRequest, teaching: Teaching, train: Callable[[
             lambda found: costs.report(found, {}, teaching.teacher),
         )
         done = loop.learn(request, teaching.on_policy, helpers)
-    return {"on_policy": loop.summed(done), "rounds": done, **costs.of_rounds(done)}
+    return {"on_policy": loop.summed(done), "rounds": done, **_rows(done), **costs.of_rounds(done)}
+
+
+def _rows(done: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what became of the rows of all rounds, each counted in every round that it was drawn for."""
+    drawn = {name: sum(each["rows"][name] for each in done) for name in ("mixture", "training", "not_reached")}
+    validation = done[-1]["rows"]["validation"]  # the same ones in all rounds
+    drawn["mixture"] -= (len(done) - 1) * validation
+    why = dict.fromkeys(each["not_reached_because"] for each in done if each["not_reached_because"])
+    return {"rows": {**drawn, "validation": validation}, "not_reached_because": "; ".join(why)}
 
 
 @contextmanager

@@ -167,6 +167,7 @@ def _round(
             "logged_rows": int((~each.own).sum()),
             **counts,
             "rows": ended["rows"],
+            "not_reached_because": ended["not_reached_because"],
         },
     )
 

@@ -1,6 +1,7 @@
 """What the rounds of an on-policy training buy of the teacher is counted once, in the round that bought it."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from prefect.logging import disable_run_logger
@@ -40,3 +41,17 @@ def test_an_answer_that_the_student_gives_again_in_a_later_round_is_not_paid_aga
     assert [each["bought_rows"] for each in found["rounds"]] == [scored, 0]
     asked = [np.load(file) for file in sorted(run.folder.glob("*.asked.npy"))]
     assert sum(map(len, asked)) == scored == len(PROMPTS)
+    drawn = [each["rows"] for each in found["rounds"]]
+    assert found["rows"] == {name: sum(rows[name] for rows in drawn) for name in drawn[0]}
+    assert bool(found["not_reached_because"]) == bool(found["rows"]["not_reached"])
+
+
+def test_rows_that_no_step_of_their_round_took_are_told_of_whichever_round_it_was() -> None:
+    def of(training: int, missed: int, why: str) -> dict[str, Any]:
+        rows = {"mixture": 12, "training": training, "validation": 2, "not_reached": missed}
+        return {"rows": rows, "not_reached_because": why}
+
+    assert rounds._rows([of(7, 3, "its round has no more steps"), of(10, 0, "")]) == {
+        "rows": {"mixture": 22, "training": 17, "not_reached": 3, "validation": 2},
+        "not_reached_because": "its round has no more steps",
+    }
