@@ -167,10 +167,10 @@ def _train(request: TrainRequest) -> None:
                 break
     # ---------------------------------------------------------------------------------------------------------------
     goes_on = progress.step == last < steps and not progress.stopped(settings.patience)
-    if not held:  # validation has said nothing of the last step
+    if goes_on or not held:  # validation has said nothing of the last step
         ended = batches.order.rows(progress.step - 1 - first)
         guards.check_student(validation.loss(model, batches, ended), progress, settings)
-    elif progress.best_step != progress.step and not goes_on:
+    elif progress.best_step != progress.step:
         states.restore(checkpoints, state, best=True)
     if rank == 0:
         outcome.write(output, progress, steps, batches.order, first=first, goes_on=goes_on)
@@ -231,7 +231,8 @@ def _batches(request: TrainRequest, layout: Layout, student: Any) -> Batches:
         layout=layout,
         width=student.get_input_embeddings().embedding_dim,
         pad=0 if pad is None else pad,
-        seed=settings.seed,
+        # Each round has an order of its own: its share of a pass is not over the same rows every time.
+        seed=settings.seed + (request.part.first if request.part else 0),
         left_out=validation.rows_of(rows, settings),
         rank=dist.get_rank(),
         processes=dist.get_world_size(),

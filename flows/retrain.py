@@ -65,7 +65,8 @@ def retrain(
         student=chosen.student,
         teacher=chosen.teacher,
         packaging=chosen.packaging,
-        devices=(chosen.teacher.device, chosen.training.device),
+        training=chosen.training,
+        on_policy=chosen.on_policy,
         changing=settings.result_changing(chosen),
     )
     logger = get_run_logger()
@@ -109,10 +110,9 @@ def _still_so(done: dict[str, Any], registry: "Registry") -> dict[str, Any]:
 def _stages(run: "Run", chosen: settings.Settings, places: "Places", registry: "Registry") -> str:
     """Take a run from its last finished stage to its end; returns promoted, rejected or held."""
     from flows import wiring
-    from tasks import judge, probe, profile, rounds, ship, teach, train, watch
+    from tasks import judge, probe, profile, ship, teach, train, watch
 
     watching, teaching = wiring.watching(chosen), wiring.teaching(chosen, places)
-    rounds.check(teaching)  # before the teacher is paid for what would then not be trained
     decision = watch.watch(run, places.log, places.ledger, watching)
     if not decision["trigger"]:
         return "held"

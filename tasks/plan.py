@@ -19,7 +19,8 @@ from deployments.registry import Registry, Version
 from deployments.settings import PackagingSettings
 from distill import checkpoint
 from distill.errors import InputError
-from distill.settings import StudentSettings, TeacherSettings
+from distill.on_policy_settings import OnPolicySettings
+from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
 from monitoring import traffic
 from monitoring.errors import InputError as WatchingInputError
 from monitoring.settings import ReferenceSettings, TrafficSettings
@@ -50,14 +51,17 @@ def plan(
     student: StudentSettings,
     teacher: TeacherSettings,
     packaging: PackagingSettings,
-    devices: tuple[str, ...],
+    training: TrainingSettings,
+    on_policy: OnPolicySettings,
     changing: dict[str, Any],
 ) -> Run:
     """Return the run of this request: the finished one, the unfinished one, or a new one.
 
     Raises InputError when the window is empty or a model cannot be used; nothing has been started then.
     """
+    from distill.divergence import check_kernel
     from distill.models import resolve_device
+    from tasks import rounds
 
     champion = current_champion(registry, runs.parent / "checkpoints")
     if champion and asked.window is None and (unfinished := _unfinished(runs / champion.retrain_id)):
@@ -86,8 +90,9 @@ def plan(
     if found is not None and found.result():
         return found
     free_port(packaging.port)
-    for device in devices:
-        resolve_device(device)
+    resolve_device(teacher.device)
+    check_kernel(training.loss_kernel, resolve_device(training.device))
+    rounds.check(training, on_policy)
     _check_split(frame, log, request, traffic_settings)
     return found or _new(request.model_copy(update={"retrain_id": retrain_id}), runs, frame)
 

@@ -9,6 +9,7 @@ from prefect.logging import get_run_logger
 
 from distill.obtained import Obtained
 from distill.request import TrainRequest
+from distill.settings import TrainingSettings
 from distill.signals import SignalStore
 from tasks import costs, progress, purchases, teacher_metrics, teacher_server
 from tasks.run import Run
@@ -24,10 +25,9 @@ def settings_of(teaching: Teaching) -> dict[str, Any]:
     return {"on_policy": teaching.on_policy.model_dump()} if teaching.training.mode == "on_policy" else {}
 
 
-def check(teaching: Teaching) -> None:
+def check(training: TrainingSettings, policy: OnPolicySettings) -> None:
     """Raise InputError where a server would have to be started for the student and SGLang is not installed."""
-    policy = teaching.on_policy
-    if teaching.training.mode == "on_policy" and policy.sampler == "sglang" and not policy.urls:
+    if training.mode == "on_policy" and policy.sampler == "sglang" and not policy.urls:
         teacher_server.check_installed("on_policy.sampler sglang without on_policy.urls")
 
 
@@ -58,7 +58,16 @@ def learn(run: Run, request: TrainRequest, teaching: Teaching, train: Callable[[
             lambda found: costs.report(found, {}, teaching.teacher),
         )
         done = loop.learn(request, teaching.on_policy, helpers)
-    return {"on_policy": loop.summed(done), "rounds": done, **costs.of_rounds(done)}
+    return {"on_policy": loop.summed(done), "rounds": done, **_rows(done), **costs.of_rounds(done)}
+
+
+def _rows(done: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what became of the rows of all rounds, each counted in every round that it was drawn for."""
+    drawn = {name: sum(each["rows"][name] for each in done) for name in ("mixture", "training", "not_reached")}
+    validation = done[-1]["rows"]["validation"]  # the same ones in all rounds
+    drawn["mixture"] -= (len(done) - 1) * validation
+    why = dict.fromkeys(each["not_reached_because"] for each in done if each["not_reached_because"])
+    return {"rows": {**drawn, "validation": validation}, "not_reached_because": "; ".join(why)}
 
 
 @contextmanager

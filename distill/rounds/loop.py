@@ -2,7 +2,7 @@
 
     output/round-1/mixture.safetensors   the round's rows: the teacher's answers, and the student's own with its scores
     output/round-1/round.json            what came of it; a round that has it is over
-    output/rounds.json                   by which settings rounds are made
+    output/rounds.json                   by which settings rounds are made, and from what
     output/answers/                      the student's answers (a store of its own)
     output/checkpoints/, metrics.jsonl   one training through all rounds: weights, moments and learning rate go on
     output/student/, outcome.json        after the last round
@@ -34,9 +34,9 @@ from distill.rounds import answers, plan
 from distill.rounds.answers import Said, Sampler
 from distill.signals import SignalStore
 from distill.teachers.scored import Spoken
-from distill.training import outcome, validation
+from distill.training import belonging, outcome, validation
 
-ROUND, OWN, ASKED = "round.json", "own.json", "rounds.json"
+ROUND, OWN = "round.json", "own.json"
 
 
 def counts_of(found: Obtained) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def learn(request: TrainRequest, settings: OnPolicySettings, helpers: Helpers) -
     The request's mixture has the teacher's answers to all rows. Raises what sampling, scoring and training raise.
     """
     output, rows = Path(request.output), mixture.load(Path(request.mixture))
-    _claim(output / ASKED, settings)
+    _claim(request, settings)
     done: list[dict[str, Any]] = []
     held = validation.rows_of(rows, request.settings)
     planned = _planned(request, settings, rows, held)
@@ -75,7 +75,7 @@ def learn(request: TrainRequest, settings: OnPolicySettings, helpers: Helpers) -
         if not (folder / ROUND).is_file():
             student = output / f"round-{each.number - 1}" / "student" if each.number > 1 else Path(request.start)
             _round(request, settings, helpers, rows, held, each, planned[-1].last, folder, student)
-            shutil.rmtree(output / f"round-{each.number - 1}" / "student", ignore_errors=True)  # has answered
+        shutil.rmtree(output / f"round-{each.number - 1}" / "student", ignore_errors=True)  # has answered
         done.append(json.loads((folder / ROUND).read_text("utf-8")))
         if done[-1]["stopped_early"]:
             break
@@ -87,19 +87,22 @@ def learn(request: TrainRequest, settings: OnPolicySettings, helpers: Helpers) -
     return done
 
 
-def _claim(path: Path, settings: OnPolicySettings) -> None:
-    """Write down by which settings the rounds of a folder are made; InputError where they are of others."""
+def _claim(request: TrainRequest, settings: OnPolicySettings) -> None:
+    """Write down by which settings the rounds of a folder are made, and from what; InputError where it has others."""
+    path = Path(request.output) / belonging.ROUNDS
+    made_from = belonging.check(request, Path(request.mixture))
     asked = {name: value for name, value in settings.model_dump(mode="json").items() if name != "urls"}
-    if path.is_file() and (before := json.loads(path.read_text("utf-8"))) != asked:
-        other = [
-            f"{name} {before.get(name)!r}, now {value!r}" for name, value in asked.items() if before.get(name) != value
-        ]
+    before = json.loads(path.read_text("utf-8")) if path.is_file() else asked
+    other = [
+        f"{name} {before.get(name)!r}, now {value!r}" for name, value in asked.items() if before.get(name) != value
+    ]
+    if other:
         raise InputError(
             f"{str(path.parent)!r} has rounds of other settings (on_policy: {'; '.join(other)}): name another output, "
             "or delete that folder to start anew"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, asked)
+    _write(path, {**asked, belonging.MADE: made_from})
 
 
 def summed(done: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -166,6 +169,7 @@ def _round(
             "logged_rows": int((~each.own).sum()),
             **counts,
             "rows": ended["rows"],
+            "not_reached_because": ended["not_reached_because"],
         },
     )
 

@@ -1,6 +1,7 @@
 """What a training is made from: the same in all its processes, and the same as what made the states it goes on from.
 
 checkpoints/REQUEST says what the training states of a folder were made from, so that no other training takes them up.
+Rounds have rows of their own: what all of them are made from is in rounds.json (distill.rounds.loop).
 """
 
 import hashlib
@@ -18,6 +19,8 @@ from distill.request import TrainRequest
 from distill.training.states import LATEST, there
 
 MADE_FROM = "REQUEST"
+ROUNDS = "rounds.json"  # of a training in rounds, beside checkpoints/: by which settings, and under MADE what from
+MADE = "made_from"
 _TOLD = 8  # ranks in a message
 _MAY_CHANGE = (
     *("learning_rate", "first_learning_rate"),  # one of them is the request's, which is compared as little
@@ -84,13 +87,16 @@ def _write(request: TrainRequest) -> None:
 
 def check(request: TrainRequest, mixture: Path) -> dict[str, str]:
     """Return what a training with the rows of `mixture` is made from; InputError as of `claim`."""
-    folder = request.states / "checkpoints"
+    folder, rounds = request.states / "checkpoints", request.states / ROUNDS
     made_from = {"settings": _resumable(request).digest(), **_files(request, mixture)}
-    if not (folder / LATEST).is_file() or not (folder / MADE_FROM).is_file():
+    whole = request.settings.mode == "on_policy" and request.part is None and rounds.is_file()
+    path = rounds if whole else folder / MADE_FROM
+    if not (folder / LATEST).is_file() or not path.is_file():
         return made_from
     try:
-        before = dict(json.loads((folder / MADE_FROM).read_text("utf-8")))
-    except (ValueError, TypeError):
+        said = json.loads(path.read_text("utf-8"))
+        before = dict(said[MADE] if whole else said)
+    except (ValueError, TypeError, KeyError):
         before = {}
     may_differ = "mixture" if _begins(request, folder) else ""  # it has rows of its own
     if other := [name for name, found in made_from.items() if before.get(name) != found and name != may_differ]:

@@ -47,17 +47,17 @@ def check(
         path.write_text(json.dumps(table, indent=1))
     dist.barrier()  # the first process to fail ends the others
     shown = ", ".join(map(str, chosen[:_SHOWN])) + (", ..." if len(chosen) > _SHOWN else "")
-    goes_on = _goes_on(checkpoints or out / "checkpoints", progress.step)
+    goes_on = _goes_on(checkpoints or out / "checkpoints", progress)
     raise Failure(
         f"step {step} was not taken: {found}. Its batch is rows {shown} of the mixture (all {len(chosen)} in "
         f"{str(path)!r}): look at them, then lower training.learning_rate; {goes_on}"
     )
 
 
-def _goes_on(folder: Path, step: int) -> str:
-    """Return from what the training can go on when the step after `step` was not taken; folder: of its states."""
-    there = states.there(folder)
-    if step in there:
+def _goes_on(folder: Path, progress: Progress) -> str:
+    """Return from what the training can go on when the step after `progress` was not taken; folder: of its states."""
+    there, step = states.there(folder), progress.step
+    if step in there and progress.losses:  # without losses it is the first of a round: `check_student` saw the last
         return (
             f"step {step} may have spoiled the student already, and its training state is saved: delete "
             f"{str(folder / states.name_of(step))!r}, too"

@@ -291,14 +291,45 @@ class TestRounds:
             assert [each["bought_rows"] for each in done] == [each["bought_rows"] for each in whole[1]]
         assert [r["loss"] for r in records(tmp_path / "t")] == [r["loss"] for r in records(Path(whole[0].output))]
 
+    def test_a_script_that_was_killed_does_the_same_again_and_goes_on(
+        self, asked: Callable[..., tuple[TrainRequest, OnPolicySettings]], teacher: Path, tmp_path: Path
+    ) -> None:
+        request, policy = asked(tmp_path / "t")
+        ended: list[Path] = []
+
+        def one_round(path: Path) -> None:
+            from distill.trainer import train
+
+            if ended:
+                raise KeyboardInterrupt
+            train(TrainRequest.load(path))
+            ended.append(path)
+
+        with pytest.raises(KeyboardInterrupt):
+            loop.learn(request, policy, helpers(request, teacher, train=one_round))
+        again, _ = asked(tmp_path / "t")
+        assert again == request
+        made = mixture.load(Path(request.mixture))
+        rows, turned = range(len(made)), made.keys[::-1].copy()  # as long as before, so that there are as many steps
+        mixture.save(tmp_path / "other", [made.prompt(row) for row in rows][::-1], turned)
+        other = replace(request, mixture=str(tmp_path / "other"))
+        with pytest.raises(InputError, match=r"states of another training \(other mixture\)"):
+            loop.learn(other, policy, helpers(other, teacher))
+        with pytest.raises(InputError, match=r"states of another training \(other settings\)"):
+            asked(tmp_path / "t", seed=1)
+        assert [each["round"] for each in loop.learn(again, policy, helpers(again, teacher))] == [1, 2, 3]
+
     def test_a_finished_training_is_not_done_again(
         self, whole: tuple[TrainRequest, list[dict[str, Any]]], teacher: Path
     ) -> None:
         def never(path: Path) -> None:
             raise AssertionError(path)
 
+        left = Path(whole[0].output) / "round-1" / "student"
+        left.mkdir()  # as when it was killed between two rounds
         again = loop.learn(whole[0], OnPolicySettings(rounds=3, share=0.5), helpers(whole[0], teacher, train=never))
         assert again == whole[1]
+        assert not left.exists()
         with pytest.raises(InputError, match="rounds of other settings"):
             loop.learn(whole[0], OnPolicySettings(rounds=3, share=0.4), helpers(whole[0], teacher, train=never))
 
@@ -382,6 +413,74 @@ class TestRounds:
         with pytest.raises(Failure, match="was not taken: the loss is nan"):
             loop.learn(request, policy, helpers(request, teacher))
         assert json.loads((tmp_path / "t" / "round-1" / "suspect_rows.json").read_text())["rows"]
+
+    def test_a_student_that_its_rounds_last_step_has_spoiled_does_not_answer(
+        self,
+        asked: Callable[..., tuple[TrainRequest, OnPolicySettings]],
+        teacher: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        request, policy = asked(tmp_path / "t", validation_share=0.2, validation_steps=100)
+        step, taken = torch.optim.AdamW.step, list[int]()
+
+        def spoils(self: torch.optim.AdamW, *given: Any) -> Any:
+            step(self, *given)
+            taken.append(1)
+            if len(taken) == 3:  # the last of the first round
+                for weight in self.param_groups[0]["params"]:
+                    weight.data.mul_(float("nan"))
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", spoils)
+        with pytest.raises(Failure, match=r"spoiled by its last step \(3\) and is not exported"):
+            loop.learn(request, policy, helpers(request, teacher))
+        assert not (tmp_path / "t" / "round-1" / "student").exists()
+
+    def test_the_state_that_a_round_begins_from_is_not_to_be_deleted(
+        self,
+        asked: Callable[..., tuple[TrainRequest, OnPolicySettings]],
+        teacher: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """It was seen to be sound, and a round cannot go on from one before it."""
+        request, policy = asked(tmp_path / "t")
+        forward, broken = Objective.forward, list[bool]()
+
+        def breaks(self: Objective, batch: Any) -> Any:
+            loss, parts = forward(self, batch)
+            return (loss * float("nan"), parts * float("nan")) if broken else (loss, parts)
+
+        def train_one(path: Path) -> None:
+            from distill.trainer import train
+
+            train(TrainRequest.load(path))
+            broken.append(True)
+
+        monkeypatch.setattr(Objective, "forward", breaks)
+        with pytest.raises(Failure, match=r"rate; the training state before it is unspoiled$"):
+            loop.learn(request, policy, helpers(request, teacher, train=train_one))
+        broken = []
+        assert len(loop.learn(request, policy, helpers(request, teacher))) == 3
+
+    def test_each_round_has_an_order_of_its_own(
+        self,
+        asked: Callable[..., tuple[TrainRequest, OnPolicySettings]],
+        teacher: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A round of a pass and a half would else take the same half of the rows twice each time."""
+        request, policy = asked(tmp_path / "t", {"rounds": 2}, epochs=3.0)
+        seeds, step = list[int](), Batches.step
+
+        def noted(self: Batches, number: int) -> Any:
+            seeds.append(self.order.seed)
+            return step(self, number)
+
+        monkeypatch.setattr(Batches, "step", noted)
+        loop.learn(request, policy, helpers(request, teacher))
+        assert len(set(seeds)) == 2
 
 
 class TestIdentity:

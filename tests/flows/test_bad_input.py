@@ -69,6 +69,26 @@ def test_a_corrupt_parquet_file_of_the_log_is_named(make_workspace: Any) -> None
         retrain(str(workspace.config))
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"training": {"loss_kernel": "triton", "device": "cpu"}}, "needs a CUDA device|triton is not installed"),
+        (
+            {"training": {"mode": "on_policy"}, "on_policy": {"sampler": "sglang"}},
+            r"on_policy\.sampler sglang without on_policy\.urls: '/nowhere/python' is no Python interpreter",
+        ),
+    ],
+)
+def test_what_is_missing_for_the_training_is_said_before_the_teacher_is_asked(
+    given: dict[str, Any], told: str, make_workspace: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDISTILL_SGLANG_PYTHON", "/nowhere/python")
+    workspace = make_workspace(**given)
+    with pytest.raises(LearningInputError, match=told):
+        retrain(str(workspace.config))
+    assert not runs_of(workspace.folder)
+
+
 def test_a_teacher_with_another_tokenizer_is_refused_before_anything_is_asked(
     make_workspace: Any, other_checkpoint: Path
 ) -> None:

@@ -1,8 +1,9 @@
-"""What on-policy rounds cost: an answer that the student gives again in a later round was bought once."""
+"""What the rounds of an on-policy training cost: an answer is bought once, and every row is told of."""
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.logging import disable_run_logger
@@ -70,6 +71,17 @@ def test_a_student_that_sglang_is_to_sample_needs_it_before_the_teacher_is_paid(
     monkeypatch.setenv("REDISTILL_SGLANG_PYTHON", "/nowhere/python")
     asked = teaching.on_policy.model_copy(update={"sampler": "sglang"})
     with pytest.raises(InputError, match=r"on_policy\.sampler sglang without on_policy\.urls: '/nowhere/python' is no"):
-        rounds.check(replace(teaching, on_policy=asked))
-    rounds.check(replace(teaching, on_policy=asked.model_copy(update={"urls": ("http://a:1",)})))
-    rounds.check(teaching)
+        rounds.check(teaching.training, asked)
+    rounds.check(teaching.training, asked.model_copy(update={"urls": ("http://a:1",)}))
+    rounds.check(teaching.training, teaching.on_policy)
+
+
+def test_rows_that_no_step_of_their_round_took_are_told_of_whichever_round_it_was() -> None:
+    def of(training: int, missed: int, why: str) -> dict[str, Any]:
+        rows = {"mixture": 12, "training": training, "validation": 2, "not_reached": missed}
+        return {"rows": rows, "not_reached_because": why}
+
+    assert rounds._rows([of(7, 3, "its round has no more steps"), of(10, 0, "")]) == {
+        "rows": {"mixture": 22, "training": 17, "not_reached": 3, "validation": 2},
+        "not_reached_because": "its round has no more steps",
+    }
