@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prefect.logging import get_run_logger
 
 from distill.obtained import Obtained
+from distill.on_policy_settings import OnPolicySettings
 from distill.request import TrainRequest
 from distill.settings import TrainingSettings
 from distill.signals import SignalStore
