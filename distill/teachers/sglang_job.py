@@ -27,6 +27,8 @@ from distill.teachers.servers import Absent, Server, Servers
 from distill.teachers.sglang_replies import Asked, answer_of, answer_states_of, topk_of
 from distill.teachers.sglang_weights import Behind, Weights, weights_of
 
+_UNCONFIRMED = 10  # answers to one prompt in a row, after each of which its server was gone
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -90,16 +92,20 @@ class Job:
 
     async def signal(self, prompt: NDArray[np.int32]) -> AnySignal:
         """Return the teacher's answer to a prompt, confirmed by the server that gave it."""
-        while True:
-            with anyio.move_on_after(self.ends - time.monotonic()):
+        with anyio.move_on_after(self.ends - time.monotonic()):
+            for _ in range(_UNCONFIRMED):
                 server, signal = await self._answer(prompt)
                 if await self._confirm(server):
                     return signal
-                continue  # it went away: nobody knows with which weights it answered
+                # It went away: nobody knows with which weights it answered.
             raise Failure(
-                f"teacher.job_seconds = {self.terms.job_seconds:g} are over; what was answered before is stored: "
-                "ask again for the rest"
+                f"{server.url} answered {_UNCONFIRMED} times, and did not say afterwards which weights it has "
+                "(/model_info); what was confirmed before is stored: look into the server's log"
             )
+        raise Failure(
+            f"teacher.job_seconds = {self.terms.job_seconds:g} are over; what was answered before is stored: "
+            "ask again for the rest"
+        )
 
     async def _answer(self, prompt: NDArray[np.int32]) -> tuple[Server, AnySignal]:
         """Return (who was asked, the signal)."""

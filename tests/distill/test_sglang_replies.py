@@ -1,14 +1,16 @@
 """Replies of SGLang's /generate: what is read, and what is refused with what was expected and what came."""
 
 import base64
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import anyio
 import numpy as np
 import pytest
 
 from distill.errors import Failure
-from distill.teachers.servers import Server
-from distill.teachers.sglang_job import reading
+from distill.teachers.servers import Server, Servers
+from distill.teachers.sglang_job import Job, reading
 from distill.teachers.sglang_replies import Asked, answer_of, answer_states_of, states_of, topk_of
 
 ASKED = Asked(prompt_tokens=5, max_new_tokens=4, stops=[1], vocabulary=10, top_k=2, weights="default")
@@ -118,6 +120,30 @@ def test_a_reply_that_cannot_be_read_is_told_with_the_server_that_sent_it(change
         read(reply(**changes))
     with pytest.raises(Failure, match=rf"^http://a:1: expected 5 tokens of prompt, got 4{stored}"), reading(server):
         read(reply(prompt_tokens=4))
+
+
+def test_answers_that_nobody_confirms_are_not_asked_for_without_end() -> None:
+    asked = []
+
+    class Unconfirmed(Job):
+        async def _answer(self, prompt: Any) -> Any:
+            asked.append(prompt)
+            return Server("http://a:1"), None
+
+        async def _confirm(self, server: Server) -> bool:
+            return False
+
+    async def ask() -> None:
+        limits = {"api_key": "", "connections": 1, "request_seconds": 9.0, "outage_seconds": 9.0}
+        job = Unconfirmed(
+            cast(Any, SimpleNamespace(teacher=None)), Servers(["http://a:1"], **cast(Any, limits)), ends=float("inf")
+        )
+        with anyio.fail_after(60):
+            await job.signal(np.arange(3, dtype=np.int32))
+
+    with pytest.raises(Failure, match=r"http://a:1 answered 10 times, and did not say .*/model_info"):
+        anyio.run(ask)
+    assert len(asked) == 10
 
 
 STATES = np.linspace(-3, 3, 15, dtype=np.float32).reshape(5, 3)
