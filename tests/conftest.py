@@ -154,8 +154,11 @@ def endpoint() -> Iterator[Callable[..., str]]:
                 def log_message(self, *_: Any) -> None:
                     pass
 
-            server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-            server.daemon_threads = True
+            class Server(ThreadingHTTPServer):
+                daemon_threads = True
+                request_queue_size = 128  # of 5, the default, connections that come at once are reset
+
+            server = Server(("127.0.0.1", 0), Handler)
             stack.callback(server.server_close)
             stack.callback(server.shutdown)
             Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
