@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from benchmarks.machine import machine
 from demo.workspace import TeacherRecipe
 from distill.on_policy_settings import OnPolicySettings
-from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
+from distill.settings import StudentSettings, TrainingSettings
+from distill.teacher_settings import TeacherSettings
 from distill.teachers.protocol import AnySignal, Signal
 
 Prompts = list[NDArray[np.int32]]

@@ -154,6 +154,12 @@ class Registry:
                 aliases.challenge(self.client, self.student, version)
             return self._version(version)
 
+    def tag(self, version: str, tags: Mapping[str, str]) -> None:
+        """Adds tags to a version."""
+        with explained(self.uri, f"tagging version {version}"):
+            for key, value in tags.items():
+                self.client.set_model_version_tag(self.student, version, key, value)
+
     def fetch(self, version: str, cache: Path) -> Path:
         """The folder of a version's checkpoint: the store's own if it is on this machine, else a copy in `cache`."""
         from mlflow.artifacts import download_artifacts

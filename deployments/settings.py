@@ -1,4 +1,6 @@
-"""What can be set about shipping: the registry and the Bento."""
+"""What can be set about shipping: the registry, promotion and the Bento."""
+
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
@@ -31,6 +33,23 @@ class RegistrySettings(Section):
         if uri.startswith("http") and "@" in uri:
             raise ValueError("credentials belong into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, not here")
         return uri
+
+
+class PromotionSettings(Section):
+    """Who lets a challenger through."""
+
+    approval: Literal["auto", "manual"] = Field(
+        "auto",
+        description="auto: the verdict; manual: a person, on top of a verdict that has not failed [auto, manual]",
+        json_schema_extra=LOCATION,
+    )
+    timeout_hours: float = Field(
+        24.0,
+        gt=0,
+        le=24 * 365,
+        description="a challenger that nobody has approved by then is held [hours]",
+        json_schema_extra=LOCATION,
+    )
 
 
 class PackagingSettings(Section):

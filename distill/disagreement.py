@@ -1,7 +1,9 @@
 """What settings of teacher and training ask of each other and cannot have."""
 
+from distill.mixture_settings import AuditSettings, MixtureSettings
 from distill.on_policy_settings import OnPolicySettings
-from distill.settings import AuditSettings, MixtureSettings, TeacherSettings, TrainingSettings
+from distill.settings import TrainingSettings
+from distill.teacher_settings import TeacherSettings
 
 _NOTHING_ELSE = "teacher.backend openai gives answers and says nothing of how likely they are"
 

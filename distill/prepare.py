@@ -11,11 +11,13 @@ from distill import mixture
 from distill.disagreement import disagreement
 from distill.errors import Failure, InputError
 from distill.request import TrainRequest
-from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
+from distill.settings import StudentSettings, TrainingSettings
+from distill.teacher_settings import TeacherSettings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from distill.prompts import Encoded
     from distill.signals import Keys, SignalStore
     from distill.teachers.chosen import AnyTeacher
 
@@ -59,12 +61,9 @@ def prepare(
     asked_with = asked.asked_with(tokenizer)
     heard = encoded if asked_with is tokenizer else encode(asked_with, prompts, student.max_prompt_tokens)
     _fits(start, max(map(len, encoded.ids)) + student.max_new_tokens)
-    for part, whose in ((encoded, ""), *(((heard, " in the teacher's tokens"),) if heard is not encoded else ())):
-        if part.truncated:
-            on_line(
-                f"{part.truncated} of {len(prompts)} prompts are longer than student.max_prompt_tokens = "
-                f"{student.max_prompt_tokens}{whose}: they lost the beginning of their text"
-            )
+    _tell_truncated(encoded, "", student, on_line)
+    if heard is not encoded:
+        _tell_truncated(heard, " in the teacher's tokens", student, on_line)
     signals = _place(teacher.signals, folder / "signals")
     store = SignalStore(signals)
     found = obtain(store, asked, heard.ids, progress=_tenths(on_line))
@@ -95,6 +94,14 @@ def prepare(
     os.replace(partial, request.mixture)
     request.save(folder / "request.json")
     return request
+
+
+def _tell_truncated(encoded: "Encoded", whose: str, student: StudentSettings, on_line: Callable[[str], None]) -> None:
+    if encoded.truncated:
+        on_line(
+            f"{encoded.truncated} of {len(encoded.ids)} prompts are longer than student.max_prompt_tokens = "
+            f"{student.max_prompt_tokens}{whose}: they lost the beginning of their text"
+        )
 
 
 def _beside(asked: "AnyTeacher", training: TrainingSettings) -> dict[str, Any]:

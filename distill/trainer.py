@@ -8,6 +8,7 @@ forward passes (distill/batches.py). Its loss is a mean over all the tokens of t
 import math
 import os
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.stateful import Stateful
 
 from distill import mixture
-from distill.batches import Batches
+from distill.batches import Batch, Batches
 from distill.batching.ahead import made_ahead
 from distill.batching.attention import layout_of
 from distill.batching.packing import Layout
@@ -119,23 +120,15 @@ def _train(request: TrainRequest) -> None:
     shows = os.environ.get("LOCAL_RANK", "0") == "0"  # the first of each machine shows how far it is
     log = StepLog(request.states / "metrics.jsonl" if rank == 0 else None, progress.step) if shows else None
     if rank == 0:
-        resumption = [f"resumed after step {progress.step} of {steps}"] if progress.step else []
-        resumption += [_gone(checkpoints, gone, progress.step)] if gone else []
-        for line in (*resumption, *_notes(batches, settings, unpacked)):
+        for line in (*_resumed(checkpoints, gone, progress.step, steps), *_notes(batches, settings, unpacked)):
             print(line, flush=True)
     # ---------------------------------------------------------------------------------------------------------------
     with closing(made_ahead(batches.step, range(progress.step - first, until - first))) as ahead:
         for step in ahead:
             began = time.perf_counter()
             seed_step(settings.seed, progress.step, rank)
-            sums = torch.zeros(len(PARTS), dtype=torch.float64, device=device)
-            for number, batch in enumerate(step.passes, start=1):
-                reduce_gradients(model, number == len(step.passes))  # once a step
-                loss, parts = model(batch)  # this pass's part of the global mean
-                (loss * dist.get_world_size()).backward()  # FSDP averages over the processes, we want their sum
-                sums += parts
+            sums = _gradients(model, step.passes, device)
             norm = clip(learning, settings.max_grad_norm, mesh)
-            dist.all_reduce(sums)
             losses = _named(sums, settings, aligned=batches.mixture.alignment is not None)
             guards.check(progress, losses["loss"], norm, settings, step.rows, batches.mixture, output, checkpoints)
             rate = _learning_rate(progress.step, steps, settings.warmup_steps, request.learning_rate)
@@ -176,6 +169,18 @@ def _train(request: TrainRequest) -> None:
         outcome.write(output, progress, steps, batches.order, first=first, goes_on=goes_on)
     _export(student, request)
     dist.barrier()
+
+
+def _gradients(model: nn.Module, passes: Sequence[Batch], device: torch.device) -> Tensor:
+    """Add up the gradients of a step's passes; returns the parts of the global batch's loss, shape (parts,)."""
+    sums = torch.zeros(len(PARTS), dtype=torch.float64, device=device)
+    for number, batch in enumerate(passes, start=1):
+        reduce_gradients(model, number == len(passes))  # once a step
+        loss, parts = model(batch)  # this pass's part of the global mean
+        (loss * dist.get_world_size()).backward()  # FSDP averages over the processes, we want their sum
+        sums += parts
+    dist.all_reduce(sums)
+    return sums
 
 
 def _span(request: TrainRequest, batches: Batches, progress: Progress) -> tuple[int, int, int]:
@@ -250,13 +255,16 @@ def _notes(batches: Batches, settings: TrainingSettings, unpacked: str) -> list[
     return notes
 
 
-def _gone(checkpoints: Path, steps: list[int], step: int) -> str:
-    """Return what became of a training whose states of these steps were removed."""
-    names = ", ".join(map(states.name_of, steps))
-    return (
-        f"{str(checkpoints / states.LATEST)!r} names {names}, which somebody has removed: the training "
-        f"{f'goes on after step {step}' if step else 'begins anew, at step 1'}"
-    )
+def _resumed(checkpoints: Path, gone: list[int], step: int, steps: int) -> list[str]:
+    """Return after which step a training goes on, and what became of its states of the steps `gone`."""
+    told = [f"resumed after step {step} of {steps}"] if step else []
+    if gone:
+        names = ", ".join(map(states.name_of, gone))
+        goes_on = f"goes on after step {step}" if step else "begins anew, at step 1"
+        told.append(
+            f"{str(checkpoints / states.LATEST)!r} names {names}, which somebody has removed: the training {goes_on}"
+        )
+    return told
 
 
 def _named(sums: Tensor, settings: TrainingSettings, *, aligned: bool) -> dict[str, float]:

@@ -3,6 +3,7 @@
 Without --config it shows the embedded demo: a quiet window is held, a drifted one retrained and promoted.
 """
 
+import getpass
 import json
 import os
 import sys
@@ -27,6 +28,7 @@ EXAMPLES = """examples:
   python -m flows.retrain                                            the embedded demo, nothing else needed
   python -m flows.retrain --config redistill.toml                    the latest window of the log
   python -m flows.retrain --config redistill.toml --window 2016-01-01..2017-01-01 --force
+  python -m flows.retrain --config redistill.toml --approve 3f1c9a20be44 --note "looked at 50 answers"
 """
 
 
@@ -42,33 +44,27 @@ def retrain(
     force: bool = False,
     again: bool = False,
     reported_by: str | None = None,
+    approve: str | None = None,
+    by: str = "",
+    note: str = "",
 ) -> dict[str, Any]:
     """Keep the student good: look at a window of traffic, and when it has drifted distil, judge, ship.
 
     config: settings file. window: START..END. overrides: settings as on the command line. force: retrain although
     the window is quiet, and whatever the policy and the probe say. again: a new retrain although this very request has
-    been answered. reported_by: id of the drift event.
+    been answered. reported_by: id of the drift event. approve: id of a retrain that was held, whose challenger is to be
+    promoted; by and note: who says so, and why.
     """
     from flows import wiring
-    from tasks import plan, probe, teacher_server, watch
+    from tasks import probe, teacher_server, watch
 
     chosen = settings.load(config, overrides)
     places = wiring.Places(chosen)
     registry = wiring.registry(chosen, places)
-    run = plan.plan(
-        plan.Asked(window, force, again),
-        registry,
-        places.runs,
-        places.log,
-        traffic_settings=chosen.traffic,
-        reference=chosen.reference,
-        student=chosen.student,
-        teacher=chosen.teacher,
-        packaging=chosen.packaging,
-        training=chosen.training,
-        on_policy=chosen.on_policy,
-        changing=settings.result_changing(chosen),
-    )
+    if approve:
+        run = _approved(approve, by, note, chosen, places, registry)
+    else:
+        run = _planned(window, force, again, chosen, places, registry)
     logger = get_run_logger()
     logger.info(
         "retrain %s of window %s%s",
@@ -94,6 +90,39 @@ def retrain(
     return result
 
 
+def _planned(
+    window: str | None, force: bool, again: bool, chosen: settings.Settings, places: "Places", registry: "Registry"
+) -> "Run":
+    """Return the run of this request: an earlier one, or a new one."""
+    from tasks import plan
+
+    return plan.plan(
+        plan.Asked(window, force, again),
+        registry,
+        places.runs,
+        places.log,
+        traffic_settings=chosen.traffic,
+        reference=chosen.reference,
+        student=chosen.student,
+        teacher=chosen.teacher,
+        packaging=chosen.packaging,
+        training=chosen.training,
+        on_policy=chosen.on_policy,
+        changing=settings.result_changing(chosen),
+    )
+
+
+def _approved(
+    retrain_id: str, by: str, note: str, chosen: settings.Settings, places: "Places", registry: "Registry"
+) -> "Run":
+    """Return the run of a retrain that was held, with the answer of a person written into it."""
+    from tasks import approve, plan
+
+    run = plan.asked_before(retrain_id, registry, places.runs, settings.result_changing(chosen))
+    approve.give(run, by or getpass.getuser(), note)
+    return run
+
+
 def _still_so(done: dict[str, Any], registry: "Registry") -> dict[str, Any]:
     """Return the end of an earlier retrain, with a notice when its challenger is the champion no more."""
     serving = registry.champion()
@@ -110,7 +139,7 @@ def _still_so(done: dict[str, Any], registry: "Registry") -> dict[str, Any]:
 def _stages(run: "Run", chosen: settings.Settings, places: "Places", registry: "Registry") -> str:
     """Take a run from its last finished stage to its end; returns promoted, rejected or held."""
     from flows import wiring
-    from tasks import judge, probe, profile, ship, teach, train, watch
+    from tasks import approve, judge, probe, profile, ship, teach, train, watch
 
     watching, teaching = wiring.watching(chosen), wiring.teaching(chosen, places)
     decision = watch.watch(run, places.log, places.ledger, watching)
@@ -123,9 +152,12 @@ def _stages(run: "Run", chosen: settings.Settings, places: "Places", registry: "
     student = train.train(run, start, teaching)
     verdict = judge.judge(run, places.log, student, chosen.judging, teaching)
     version = ship.register(run, registry, student)["version"]
-    if verdict["outcome"] != "pass":
+    asks = approve.by_hand(run, chosen.promotion)
+    if verdict["outcome"] != "pass" and not (asks and verdict["outcome"] == "inconclusive"):
         return "rejected" if verdict["outcome"] == "fail" else "held"
     ship.package(run, version, student, places.bentos, chosen.packaging, chosen.student)
+    if asks and (said := approve.approval(run, version, chosen.promotion)) != "approved":
+        return "rejected" if said == "refused" else "held"
     profile.profile(run, places.log, student, watching, chosen.probe, teaching)
     ship.promote(run, registry, version)
     return "promoted"
@@ -136,7 +168,16 @@ def _nothing_given(options: Namespace) -> bool:
     elsewhere = ("REDISTILL_CONFIG", "REDISTILL_WORKSPACE")
     if any(os.environ.get(name) for name in elsewhere) or options.workspace is not None:
         return False
-    return not (options.config or options.window or options.force or options.again)
+    return not (options.config or options.window or options.force or options.again or options.approve)
+
+
+def _check_approval(options: Namespace) -> None:
+    """Raise SettingsError for options that do not go together."""
+    others = [name for name in ("window", "force", "again") if getattr(options, name)]
+    if options.approve and others:
+        raise settings.SettingsError(f"--approve names a retrain, --{others[0]} asks for one: give one of the two")
+    if (options.by or options.note) and not options.approve:
+        raise settings.SettingsError("--by and --note say who approves and why: give --approve RETRAIN_ID as well")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -151,6 +192,11 @@ def main(argv: Sequence[str]) -> int:
         help="retrain although the window is quiet, and whatever the policy and the probe say",
     )
     parser.add_argument("--again", action="store_true", help="a new retrain, although this request has been answered")
+    parser.add_argument(
+        "--approve", metavar="RETRAIN_ID", help="promote the challenger of a retrain that was held for a person"
+    )
+    parser.add_argument("--by", default="", metavar="NAME", help="with --approve: who says so (default: your login)")
+    parser.add_argument("--note", default="", metavar="TEXT", help="with --approve: why, for the registry")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object on the last line")
     parser.add_argument("--open", action="store_true", help="open the Evidently report in a browser")
     options = cli.parse(parser, argv)
@@ -166,8 +212,18 @@ def main(argv: Sequence[str]) -> int:
         )
     else:
         cli.check(chosen, options.window)
+        _check_approval(options)
         config = None if options.config is None else str(Path(options.config).absolute())
-        result = retrain(config, options.window, given, options.force, options.again)
+        result = retrain(
+            config,
+            options.window,
+            given,
+            options.force,
+            options.again,
+            approve=options.approve,
+            by=options.by,
+            note=options.note,
+        )
         summary.show(result)
     if options.open and result["report"]:
         import webbrowser

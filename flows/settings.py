@@ -20,17 +20,12 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from deployments.connection import masked
-from deployments.settings import PackagingSettings, RegistrySettings
+from deployments.settings import PackagingSettings, PromotionSettings, RegistrySettings
 from distill.disagreement import disagreement, shared, unknown
+from distill.mixture_settings import AuditSettings, MixtureSettings
 from distill.on_policy_settings import OnPolicySettings
-from distill.settings import (
-    AuditSettings,
-    MixtureSettings,
-    StudentSettings,
-    TeacherSettings,
-    TrainingSettings,
-    identifies,
-)
+from distill.settings import StudentSettings, TrainingSettings, identifies
+from distill.teacher_settings import TeacherSettings
 from monitoring.feature_settings import FeatureSettings
 from monitoring.settings import (
     DriftSettings,
@@ -96,6 +91,7 @@ class Settings(BaseSettings):
     probe: ProbeSettings = ProbeSettings()
     judging: JudgingSettings = JudgingSettings()
     registry: RegistrySettings = RegistrySettings()
+    promotion: PromotionSettings = PromotionSettings()
     packaging: PackagingSettings = PackagingSettings()
 
     @model_validator(mode="after")

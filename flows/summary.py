@@ -24,7 +24,7 @@ def result(run: "Run", outcome: str, places: "Places", came_true: Mapping[str, f
         "outcome": outcome,
         "retrain_id": run.request.retrain_id,
         "window": run.request.window,
-        "reason": _reason(outcome, found),
+        "reason": _reason(outcome, found, run.request.retrain_id),
         "champion": promoted or (before.version if before else None),
         "challenger": found.get("register", {}).get("version"),
         "drift": found["watch"]["drift"],
@@ -35,6 +35,7 @@ def result(run: "Run", outcome: str, places: "Places", came_true: Mapping[str, f
         "signals": {key: sum(cost[key] for cost in costs) for key in ("reused_tokens", "bought_tokens")},
         "mixture": {key: found["signals"].get(key) for key in ("rows", "outcomes")} if "signals" in found else None,
         "alignment": found.get("signals", {}).get("alignment"),
+        "approval": found.get("approval"),
         "bento": found.get("bento", {}).get("tag"),
         "seconds": {name: manifest["seconds"] for name, manifest in manifests.items()},
         "model_seconds": {name: manifest.get("model_seconds", 0.0) for name, manifest in manifests.items()},
@@ -99,9 +100,13 @@ def _cost_table(cost: dict[str, Any]) -> "Table":
     return table
 
 
-def _reason(outcome: str, found: dict[str, Any]) -> str:
+def _reason(outcome: str, found: dict[str, Any], retrain_id: str) -> str:
     if "judge" in found and outcome != "promoted":
-        return f"verdict {found['judge']['outcome']}: {found['judge']['reason']}"
+        verdict = f"verdict {found['judge']['outcome']}: {found['judge']['reason']}"
+        if "approval" in found:
+            return f"{_approval(found['approval'])}; {verdict}"
+        waits = f"; a person may approve it: python -m flows.retrain --approve {retrain_id}"
+        return verdict + (waits if outcome == "held" else "")
     if "probe" in found and not found["probe"]["pays"]:
         return str(found["probe"]["reason"])
     return str(found["watch"]["reason"])
@@ -144,10 +149,19 @@ def _told(stage: str, ended: dict[str, Any]) -> str:
         "train": _training(ended.get("training") or {}),
         "register": f"version {ended['challenger']}",
         "bento": str(ended["bento"]),
+        "approval": _approval(ended.get("approval") or {}),
         "profile": "the new reference",
         "promote": f"champion is version {ended['champion']}",
     }
     return others[stage]
+
+
+def _approval(said: dict[str, Any]) -> str:
+    """Return in words what a person said; empty where nobody was asked."""
+    if not said:
+        return ""
+    note = f": {said['note']}" if said["note"] else ""
+    return f"{'approved' if said['approved'] else 'refused'} by {said['by']} at {said['at']}{note}"
 
 
 def _mixed(mixture: dict[str, Any] | None) -> str:

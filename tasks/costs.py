@@ -7,7 +7,7 @@ import numpy as np
 from prefect.artifacts import create_table_artifact
 
 from distill.obtained import Obtained
-from distill.settings import TeacherSettings
+from distill.teacher_settings import TeacherSettings
 from distill.teachers.spent import Effort
 
 MILLION = 1_000_000  # tokens that a price is of

@@ -95,6 +95,15 @@ class Run:
         finished = {name: manifest for name, manifest in found.items() if not name.endswith(".partial")}
         return dict(sorted(finished.items(), key=lambda item: str(item[1]["end"])))
 
+    def is_free(self) -> bool:
+        """Return whether no process is at work on this retrain."""
+        with (self.folder / ".lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
     @contextmanager
     def locked(self, waiting: Callable[[], None]) -> Iterator[None]:
         """Hold the retrain's lock; calls `waiting` first when another process holds it. Ends with the process."""

@@ -19,7 +19,7 @@ from deployments.registry import Registry
 from deployments.settings import PackagingSettings
 from distill.settings import StudentSettings
 from distill.training.steplog import PARTS
-from tasks import costs
+from tasks import approve, costs
 from tasks.run import Run, code_revision, run_stage
 from tasks.train import step_records
 
@@ -111,6 +111,7 @@ def promote(run: Run, registry: Registry, version: str) -> dict[str, Any]:
                 "it is not promoted again; give the same command with --again for a new retrain"
             )
         registry.add(run.manifests()["register"]["result"]["run_id"], _later_metrics(run))
+        registry.tag(version, approve.tags(run))
         registry.promote(version, expected=before.version if before else None)
         return {"champion": version, "previous": before.version if before else None}
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from prefect.logging import get_run_logger
 
 from distill.errors import InputError
-from distill.settings import TeacherSettings
+from distill.teacher_settings import TeacherSettings
 
 if TYPE_CHECKING:
     from deployments.sglang.server import Served

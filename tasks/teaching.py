@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from distill.checkpoint import resolve
 from distill.errors import InputError
+from distill.mixture_settings import AuditSettings, MixtureSettings
 from distill.on_policy_settings import OnPolicySettings
-from distill.settings import AuditSettings, MixtureSettings, StudentSettings, TeacherSettings, TrainingSettings
+from distill.settings import StudentSettings, TrainingSettings
+from distill.teacher_settings import TeacherSettings
 from monitoring.settings import TrafficSettings
 from tasks import teacher_server
 

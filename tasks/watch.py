@@ -13,7 +13,8 @@ from prefect.logging import get_run_logger
 
 from deployments.registry import Registry
 from distill import scoring
-from distill.settings import StudentSettings, TeacherSettings
+from distill.settings import StudentSettings
+from distill.teacher_settings import TeacherSettings
 from monitoring import policy, report, traffic
 from monitoring.drift import capped, compare, compare_rows, with_quality
 from monitoring.drift_report import DriftReport

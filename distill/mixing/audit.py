@@ -7,7 +7,7 @@ counted and reported, with the reason, instead of learned. Equal numbers stand f
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.settings import AuditSettings
+from distill.mixture_settings import AuditSettings
 from distill.teachers.protocol import AnswerSignal, AnySignal, HiddenSignal
 
 LABEL, SAMPLES, UNSURE = "quarantined_label", "quarantined_samples", "quarantined_unsure"

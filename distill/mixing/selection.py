@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from distill.errors import Failure
 from distill.mixing import audit, duplicates
-from distill.settings import MixtureSettings
+from distill.mixture_settings import MixtureSettings
 
 TRAINED = "trained"
 DUPLICATE, NEAR_DUPLICATE = "duplicate_exact", "duplicate_near"

@@ -9,8 +9,9 @@ from distill.on_policy_settings import OnPolicySettings
 from distill.request import TrainRequest
 from distill.rounds import loop
 from distill.rounds.answers import in_process
-from distill.settings import StudentSettings, TeacherSettings
+from distill.settings import StudentSettings
 from distill.signals import SignalStore
+from distill.teacher_settings import TeacherSettings
 from distill.teachers.scored import Spoken, scores_of
 from distill.teachers.scorers import scorer_of
 from distill.trainer import train

@@ -12,8 +12,9 @@ from distill.buying import obtain
 from distill.generation import Sampling, stop_tokens
 from distill.on_policy_settings import OnPolicySettings
 from distill.prompts import load_tokenizer
-from distill.settings import StudentSettings, TeacherSettings
+from distill.settings import StudentSettings
 from distill.signals import SignalStore
+from distill.teacher_settings import TeacherSettings
 from distill.teachers.local import LocalTeacher
 from distill.teachers.protocol import Teacher
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from distill.errors import Failure, InputError
 from distill.generation import Sampling
 from distill.rounds.answers import Sampler
-from distill.settings import StudentSettings, TeacherSettings
+from distill.settings import StudentSettings
+from distill.teacher_settings import TeacherSettings
 from distill.teachers.chosen import API_KEY
 from distill.teachers.protocol import AnySignal, Teacher
 from distill.teachers.servers import HERE, Servers

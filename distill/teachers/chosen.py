@@ -6,7 +6,8 @@ from typing import Any, TypeAlias
 
 from distill.errors import InputError
 from distill.generation import Sampling
-from distill.settings import StudentSettings, TeacherSettings
+from distill.settings import StudentSettings
+from distill.teacher_settings import TeacherSettings
 from distill.teachers.local import LocalTeacher
 from distill.teachers.openai import OpenAITeacher
 from distill.teachers.sglang import SGLangTeacher

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from distill.errors import InputError
-from distill.settings import TeacherSettings
+from distill.teacher_settings import TeacherSettings
 from distill.teachers.chosen import API_KEY
 from distill.teachers.local_scores import LocalScores
 from distill.teachers.sglang_scores import SGLangScores

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from demo import arxiv
-from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
+from distill.settings import StudentSettings, TrainingSettings
+from distill.teacher_settings import TeacherSettings
 from monitoring.settings import ReferenceSettings, TrafficSettings
 from monitoring.traffic import read_window, span
 

@@ -89,7 +89,8 @@ NEW_WORDS = [*(word.lower() for word in wording.NEW_PRODUCTS), "lumina", "fitter
 def test_prepare_fills_a_workspace_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tomllib
 
-    from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
+    from distill.settings import StudentSettings, TrainingSettings
+    from distill.teacher_settings import TeacherSettings
     from monitoring.settings import ReferenceSettings, TrafficSettings
     from monitoring.traffic import Window, read_window
 

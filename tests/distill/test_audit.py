@@ -15,7 +15,7 @@ from distill.mixing.audit import (
     sampled_rows,
     shared,
 )
-from distill.settings import AuditSettings
+from distill.mixture_settings import AuditSettings
 from distill.store.encodings import picked
 from distill.teachers.protocol import HiddenSignal, Signal
 

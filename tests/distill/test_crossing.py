@@ -19,8 +19,9 @@ from distill.prepare import prepare
 from distill.prompts import load_tokenizer
 from distill.request import TrainRequest
 from distill.scoring import score
-from distill.settings import StudentSettings, TeacherSettings, TrainingSettings, identifies
+from distill.settings import StudentSettings, TrainingSettings, identifies
 from distill.signals import SignalStore
+from distill.teacher_settings import TeacherSettings
 from distill.teachers.local import LocalTeacher
 from distill.trainer import train
 from flows.settings import Settings, result_changing

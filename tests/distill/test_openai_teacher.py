@@ -16,12 +16,14 @@ from distill.buying import obtain
 from distill.disagreement import disagreement, unknown
 from distill.errors import Failure, InputError
 from distill.generation import Sampling
+from distill.mixture_settings import AuditSettings, MixtureSettings
 from distill.prepare import prepare
 from distill.prompts import Encoded, encode, load_tokenizer
-from distill.settings import AuditSettings, MixtureSettings, StudentSettings, TeacherSettings, TrainingSettings
+from distill.settings import StudentSettings, TrainingSettings
 from distill.signals import SignalStore, withheld
 from distill.store import upkeep
 from distill.store.places import place_of
+from distill.teacher_settings import TeacherSettings
 from distill.teachers.openai import OpenAITeacher
 from distill.teachers.protocol import CUT, EMPTY, FILTERED, REFUSED, WHOLE, AnswerSignal
 from distill.teachers.spoken import spoken

@@ -14,8 +14,9 @@ from distill import checkpoint, mixture
 from distill.errors import Failure, InputError
 from distill.prepare import prepare
 from distill.request import TrainRequest
-from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
+from distill.settings import StudentSettings, TrainingSettings
 from distill.signals import SignalStore
+from distill.teacher_settings import TeacherSettings
 from distill.teachers import local
 from distill.trainer import train
 

@@ -25,8 +25,9 @@ from distill.prepare import prepare
 from distill.prompts import encode, load_tokenizer
 from distill.request import Part, TrainRequest
 from distill.rounds import answers, loop, plan
-from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
+from distill.settings import StudentSettings, TrainingSettings
 from distill.signals import SignalStore
+from distill.teacher_settings import TeacherSettings
 from distill.teachers.local import LocalTeacher
 from distill.teachers.local_scores import LocalScores
 from distill.teachers.protocol import HiddenSignal, Signal

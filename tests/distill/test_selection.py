@@ -11,7 +11,7 @@ from distill.errors import Failure, InputError
 from distill.mixing import audit
 from distill.mixing.selection import HELD, HELD_BEFORE, OUTCOMES, TRAINED, Candidates, Chosen, capped, choose, counts
 from distill.mixture import load, save
-from distill.settings import MixtureSettings
+from distill.mixture_settings import MixtureSettings
 
 LONG = np.arange(100, 300, dtype=np.int32)
 PLAIN = MixtureSettings(error_share=0.0, near_duplicates=0.9, drift_weight=1.0)

@@ -15,8 +15,9 @@ from distill.buying import obtain
 from distill.errors import Failure, InputError
 from distill.models import load_model
 from distill.prepare import prepare
-from distill.settings import StudentSettings, TeacherSettings
+from distill.settings import StudentSettings
 from distill.signals import SignalStore
+from distill.teacher_settings import TeacherSettings
 from distill.teachers.local import LocalTeacher
 from distill.teachers.protocol import HiddenSignal
 from tests.distill.sglang_servers import KEY, NEW, K, alive, asked, prompts_of, proxy, teacher_at, update

@@ -12,8 +12,9 @@ from distill.errors import InputError
 from distill.generation import Sampling, greedy, greedy_batches
 from distill.models import load_model
 from distill.prompts import encode, load_tokenizer
-from distill.settings import StudentSettings, TeacherSettings
+from distill.settings import StudentSettings
 from distill.signals import SignalStore
+from distill.teacher_settings import TeacherSettings
 from distill.teachers import local
 from distill.teachers.chosen import teacher_of
 from distill.teachers.local import LocalTeacher

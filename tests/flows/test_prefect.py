@@ -3,10 +3,8 @@
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -20,11 +18,11 @@ import pytest
 
 from demo import helpdesk, loop
 from flows import events
+from tests.flows.services import PREFECT, answers, started, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(3600)]
 
 ROOT = Path(__file__).resolve().parents[2]
-PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 BUSY = (429, 502, 503)  # what Prefect's client asks again after; nothing was done
 QUIET, DRIFTED = helpdesk.QUIET_WINDOW, helpdesk.DRIFTED_WINDOW
 
@@ -82,32 +80,6 @@ class Server:
         return "\n".join(row["message"] for row in rows)
 
 
-def wait_for(what: str, condition: Callable[[], Any], seconds: float = 900) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
-        time.sleep(0.25)
-    return found
-
-
-@contextlib.contextmanager
-def started(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, env=environment, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
 @pytest.fixture(scope="module")
 def workspace(demo_folder: Path) -> Workspace:
     """The demo's workspace, as it was when its first champion had just been made."""
@@ -130,7 +102,7 @@ def server(
     }
     serve = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with started(serve, {**environment, "PREFECT_API_URL": ""}, logs / "server.log"):
-        wait_for("the Prefect server", lambda: _answers(f"{url}/health"))
+        wait_for("the Prefect server", lambda: answers(f"{url}/health"))
         for command in (
             ["work-pool", "create", "redistill", "--type", "process"],
             ["deploy", "--all", "--prefect-file", "deployments/prefect.yaml"],
@@ -165,12 +137,6 @@ def paused_worker(server: Server) -> Iterator[None]:
         yield
     finally:
         server.ask("PATCH", "/work_pools/redistill", is_paused=False)
-
-
-def _answers(url: str) -> bool:
-    with contextlib.suppress(httpx.TransportError):
-        return httpx.get(url, timeout=20).status_code == 200
-    return False
 
 
 def champion(workspace: Workspace) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from distill.obtained import Obtained, nothing, together
-from distill.settings import TeacherSettings
+from distill.teacher_settings import TeacherSettings
 from distill.teachers.spent import Effort, Spent
 from tasks import costs
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from distill.obtained import Obtained, nothing
-from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
+from distill.settings import StudentSettings, TrainingSettings
+from distill.teacher_settings import TeacherSettings
 from distill.teachers.spent import Effort, Spent
 from monitoring.settings import TrafficSettings
 from tasks import crossing

@@ -13,8 +13,10 @@ from prefect import flow
 
 from distill import mixture
 from distill.errors import Failure, InputError
-from distill.settings import AuditSettings, MixtureSettings, StudentSettings, TeacherSettings, TrainingSettings
+from distill.mixture_settings import AuditSettings, MixtureSettings
+from distill.settings import StudentSettings, TrainingSettings
 from distill.signals import SignalStore
+from distill.teacher_settings import TeacherSettings
 from monitoring import traffic
 from monitoring.settings import TrafficSettings
 from tasks import judge, learned, mix, teach

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
+from distill.settings import StudentSettings, TrainingSettings
 from distill.signals import SignalStore
+from distill.teacher_settings import TeacherSettings
 from distill.teachers.local import LocalTeacher
 from monitoring.ledger import Ledger
 from monitoring.settings import JudgingSettings, ProbeSettings, TrafficSettings

@@ -12,8 +12,9 @@ from distill.errors import InputError
 from distill.on_policy_settings import OnPolicySettings
 from distill.prepare import prepare
 from distill.request import TrainRequest
-from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
+from distill.settings import StudentSettings, TrainingSettings
 from distill.signals import SignalStore
+from distill.teacher_settings import TeacherSettings
 from distill.trainer import train
 from monitoring.settings import TrafficSettings
 from tasks import rounds

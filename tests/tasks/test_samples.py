@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from distill.settings import AuditSettings, StudentSettings, TeacherSettings, TrainingSettings
+from distill.mixture_settings import AuditSettings
+from distill.settings import StudentSettings, TrainingSettings
+from distill.teacher_settings import TeacherSettings
 from monitoring.settings import TrafficSettings
 from tasks import mix, teach
 from tasks.teaching import Teaching

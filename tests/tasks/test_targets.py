@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from distill.errors import Failure
-from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
+from distill.settings import StudentSettings, TrainingSettings
+from distill.teacher_settings import TeacherSettings
 from monitoring.settings import TrafficSettings
 from tasks import judge
 from tasks.teaching import Teaching

@@ -18,7 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from distill.errors import Failure
 from distill.obtained import nothing
-from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
+from distill.settings import StudentSettings, TrainingSettings
+from distill.teacher_settings import TeacherSettings
 from distill.teachers.spent import Effort, Spent
 from monitoring.drift import compare
 from monitoring.errors import Failure as NotWritten

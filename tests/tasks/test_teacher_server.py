@@ -12,7 +12,7 @@ from prefect.logging import disable_run_logger
 
 from deployments.sglang import server
 from deployments.sglang.server import Options, Served
-from distill.settings import TeacherSettings
+from distill.teacher_settings import TeacherSettings
 from tasks import teacher_server
 
 

@@ -1,0 +1,201 @@
+"""Approval: where settings ask for it, or the checks were inconclusive, a person says whether a challenger is promoted.
+
+runs/<retrain_id>/waiting.json    which flow run waits for an answer, and until when; gone when it waits no more
+runs/<retrain_id>/approval/       the answer: who gave it, when, and on which verdict
+
+With a Prefect server the flow run pauses and the answer is its input in the UI; `give` is the same at a prompt, with
+a server or without.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+from prefect.exceptions import FlowPauseTimeout, NotPausedError, ObjectNotFound
+from prefect.flow_runs import pause_flow_run, resume_flow_run
+from prefect.input import RunInput
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL
+from pydantic import Field
+
+from deployments.errors import Failure, InputError
+from deployments.settings import PromotionSettings
+from tasks.run import Run, read_json, run_stage, write_json
+
+Said = Literal["approved", "refused", "nothing"]
+
+STAGE = "approval"
+WAITING = "waiting.json"
+
+
+class Answer(RunInput):
+    """What the form in Prefect's UI asks for."""
+
+    approve: bool = Field(description="promote this challenger")
+    by: str = Field(min_length=1, max_length=200, description="who says so, for the registry")
+    note: str = Field("", max_length=1000, description="why, for the registry")
+
+
+def by_hand(run: Run, settings: PromotionSettings) -> bool:
+    """Return whether a person decides: because settings say so, or because one has done it already."""
+    return settings.approval == "manual" or run.stage(STAGE).is_dir()
+
+
+def approval(run: Run, version: str, settings: PromotionSettings) -> Said:
+    """Return what a person says of the challenger, for whom the flow run pauses; "nothing" when nobody can or does.
+
+    Without a Prefect server nobody could answer: then it does not wait.
+    """
+    if run.stage(STAGE).is_dir():
+        return _said(read_json(run.stage(STAGE) / "manifest.json")["result"])
+    command = f"python -m flows.retrain --approve {run.request.retrain_id}"
+    logger = get_run_logger()
+    if not PREFECT_API_URL.value():
+        logger.warning("version %s waits for approval; there is no Prefect server to ask on: %s", version, command)
+        return "nothing"
+    seconds = settings.timeout_hours * 3600
+    with _waiting(run, seconds):
+        logger.warning("version %s waits for approval: resume this flow run, or %s", version, command)
+        form = Answer.with_initial_data(description=shown(run, version))
+        try:
+            answer = pause_flow_run(wait_for_input=form, timeout=max(1, round(seconds)), poll_interval=2)
+        except FlowPauseTimeout:
+            logger.warning("nobody answered within promotion.timeout_hours = %g", settings.timeout_hours)
+            return "nothing"
+    return _said(_write(run, answer.approve, answer.by, answer.note))
+
+
+def give(run: Run, by: str, note: str) -> None:
+    """Approve a challenger that was held for a person: the retrain can go on, or the flow run that waits does.
+
+    Raises InputError when the retrain has no challenger, its checks failed or it ended otherwise, Failure when the
+    flow run that waits for the answer cannot be reached.
+    """
+    check(run)
+    logger = get_run_logger()
+    if _resumed(run, by, note):
+        logger.info("the answer went to the flow run that waits for it")
+        return
+    with run.locked(lambda: logger.info("retrain %s is at work: waiting", run.request.retrain_id)):
+        check(run)  # it may have ended meanwhile
+        _write(run, True, by, note)
+        for ended in ("result.json", WAITING):  # a process that was killed while it waited left the latter
+            (run.folder / ended).unlink(missing_ok=True)
+
+
+def check(run: Run) -> None:
+    """Raise InputError when there is nothing about this retrain that a person could approve."""
+    name, done, manifests = run.request.retrain_id, run.result(), run.manifests()
+    if done is not None and done["outcome"] == "promoted":
+        raise InputError(
+            f"retrain {name} was promoted already, as version {done['champion']}: nothing is to be approved"
+        )
+    if "judge" not in manifests:
+        why = done["reason"] if done else "it has not come so far; start it again without --approve"
+        raise InputError(f"retrain {name} has no challenger to approve: {why}")
+    judged = manifests["judge"]["result"]
+    if judged["outcome"] == "fail":
+        raise InputError(f"retrain {name} cannot be approved, its checks failed: {judged['reason']}")
+    if STAGE in manifests and _said(manifests[STAGE]["result"]) == "refused":
+        said = manifests[STAGE]["result"]
+        raise InputError(f"retrain {name} was refused by {said['by']!r}: --again makes a new one")
+
+
+def shown(run: Run, version: str) -> str:
+    """Return the verdict as Markdown, for whoever has to answer."""
+    judged = run.manifests()["judge"]["result"]
+    before = run.request.champion
+    head = (
+        f"**Version {version} of {run.request.student}** is to replace "
+        f"{f'version {before.version}' if before else 'nothing: it would be the first champion'}.\n\n"
+        f"Window {run.request.window}. Verdict: **{judged['outcome']}**. {judged['reason']}\n\n"
+    )
+    rows = [
+        f"| {check['slice']} | {check['metric']} | {check['rows']} | {_number(check['champion'])} | "
+        f"{_number(check['challenger'])} | {_number(check['lower'])} to {_number(check['upper'])} | "
+        f"{check['outcome']} |"
+        for check in judged["checks"]
+    ]
+    table = [
+        "| slice | metric | rows | champion | challenger | difference | outcome |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    return head + "\n".join([*table, *rows] if rows else [])
+
+
+def tags(run: Run) -> dict[str, str]:
+    """Return by whom a version was let through, as registry tags."""
+    if not run.stage(STAGE).is_dir():
+        return {"approval": "auto"}
+    said = read_json(run.stage(STAGE) / "manifest.json")["result"]
+    found = {"approval": "person", "approved_by": said["by"], "approved_at": said["at"], "approval_note": said["note"]}
+    return {key: value for key, value in found.items() if value}
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:+.4f}" if value < 0 else f"{value:.4f}"
+
+
+def _said(result: Mapping[str, Any]) -> Said:
+    return "approved" if result["approved"] else "refused"
+
+
+def _write(run: Run, approved: bool, by: str, note: str) -> dict[str, Any]:
+    """Keep the answer, with the digest of the verdict that it was given on."""
+    verdict = run.stage("judge") / "verdict.json"
+    said = {"approved": approved, "by": by, "note": note, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    inputs = {"verdict_sha256": hashlib.sha256(verdict.read_bytes()).hexdigest()}
+    return run_stage(run, STAGE, lambda _: said, inputs=inputs)
+
+
+@contextmanager
+def _waiting(run: Run, seconds: float) -> Iterator[None]:
+    """Say in the run's folder which flow run waits, so that an answer at a prompt finds it."""
+    until = datetime.now(UTC) + timedelta(seconds=seconds)
+    write_json(
+        run.folder / WAITING,
+        {"flow_run": str(flow_run.id), "api": PREFECT_API_URL.value(), "process": os.getpid(), "until": until},
+    )
+    try:
+        yield
+    finally:
+        (run.folder / WAITING).unlink(missing_ok=True)
+
+
+def _resumed(run: Run, by: str, note: str) -> bool:
+    """Hand the answer to the flow run that waits; False when it waits no more, as after its process was killed."""
+    try:
+        waiting = json.loads((run.folder / WAITING).read_text("utf-8"))
+    except FileNotFoundError:
+        return False
+    if PREFECT_API_URL.value() != waiting["api"]:
+        raise Failure(
+            f"retrain {run.request.retrain_id} waits for its answer on the Prefect server {waiting['api']}: set "
+            "PREFECT_API_URL to it, or answer in its UI"
+        )
+    if run.is_free():  # nobody is at work on it: what waited has died
+        return False
+    try:
+        resume_flow_run(UUID(waiting["flow_run"]), run_input={"approve": True, "by": by, "note": note})
+    except (NotPausedError, FlowPauseTimeout, ObjectNotFound):
+        return False
+    return True
+
+
+def waiting(runs: Path) -> list[str]:
+    """Return the ids of the retrains that wait for a person, the latest first."""
+    found = [path.parent.parent for path in runs.glob("*/judge/manifest.json")]
+    held = [folder for folder in found if _held(folder)]
+    return [folder.name for folder in sorted(held, key=lambda folder: -folder.stat().st_mtime)]
+
+
+def _held(folder: Path) -> bool:
+    result = folder / "result.json"
+    return (folder / WAITING).is_file() or (result.is_file() and read_json(result)["outcome"] == "held")
