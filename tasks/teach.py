@@ -124,7 +124,7 @@ def sampled(
 
     agreed, store = np.full(len(asked.prompts), np.nan), SignalStore(settings.signals)
     tokenizer, prompts = asked_with(start, settings), [asked.prompts[row] for row in at]
-    bought, same = [], []
+    bought, same, given = [], [], []
     for number in range(settings.audit.samples if len(at) else 0):
         drawn = Sampling(settings.audit.temperature, settings.training.seed + number)
         teacher = teacher_of(settings, drawn, asked.spoken)
@@ -133,8 +133,9 @@ def sampled(
         texts = tokenizer.batch_decode([store.get(k.tobytes()).answer for k in found.keys], skip_special_tokens=True)
         bought.append(found)
         same.append(np.char.strip(np.array(texts, str)) == np.char.strip(told.texts[at]))
+        given.append(~withheld(store, found.keys))
     if same:
-        agreed[at] = audit.agreement(np.array(same))
+        agreed[at] = audit.agreement(np.array(same), np.array(given))
     return agreed, bought
 
 

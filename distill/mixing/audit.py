@@ -26,9 +26,13 @@ def contradicted(prompts: NDArray[np.int64], right: NDArray[np.float64]) -> NDAr
     return against
 
 
-def agreement(same: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the share of a row's samples that are its greedy answer, (N,); same: (samples, N), at least one."""
-    share: NDArray[np.float64] = same.mean(0)
+def agreement(same: NDArray[np.bool_], given: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the share of a row's samples that are its greedy answer, (N,), NaN where none was given.
+
+    same, given: (samples, N). A sample that an endpoint withheld says nothing, neither for the answer nor against it.
+    """
+    count = given.sum(0)
+    share: NDArray[np.float64] = np.where(count > 0, (same & given).sum(0) / np.maximum(count, 1), np.nan)
     return share
 
 

@@ -44,7 +44,13 @@ def test_what_samples_say_of_a_prompt_goes_for_all_its_rows() -> None:
 
 def test_agreement_is_the_share_of_samples_that_are_the_greedy_answer() -> None:
     same = np.array([[True, False, True], [True, False, False]])
-    assert agreement(same).tolist() == [1.0, 0.0, 0.5]
+    assert agreement(same, np.ones_like(same)).tolist() == [1.0, 0.0, 0.5]
+
+
+def test_a_sample_that_was_withheld_is_neither_for_nor_against_the_answer() -> None:
+    same = np.array([[True, False, False], [False, False, False]])
+    given = np.array([[True, True, False], [False, True, False]])
+    np.testing.assert_array_equal(agreement(same, given), [1.0, 0.0, NAN])
 
 
 def test_the_mean_log_probability_is_that_of_the_answers_own_tokens() -> None:
@@ -118,7 +124,7 @@ def test_a_student_of_a_teacher_that_errs_in_20_percent_is_better_for_the_quaran
     for seed in range(5):
         world = World(seed)
         rows = len(world.truth)
-        agreed = agreement(world.samples) if signs != "labels" else np.full(rows, NAN)
+        agreed = agreement(world.samples, np.ones_like(world.samples, bool)) if signs != "labels" else np.full(rows, NAN)
         settings = AuditSettings(labels=signs != "samples", agreement=0.7)
         reasons = quarantine(contradicted(np.arange(rows), world.right), agreed, np.zeros(rows), settings)
         wrong = world.teacher != world.truth
