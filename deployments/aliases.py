@@ -52,11 +52,13 @@ def promote(client: Any, student: str, moves: str, version: str, expected: str |
     _carry_out(client, student, moves, move)
 
 
-def rollback(client: Any, student: str, moves: str, reason: str, expected: str | None) -> tuple[str, str]:
+def rollback(
+    client: Any, student: str, moves: str, reason: str, expected: str | None, target: str | None
+) -> tuple[str, str]:
     """Makes the previous version the champion; returns (version taken out, version put back).
 
-    `expected`: only if this is the champion now, else Failure; None: whichever it is. An unfinished rollback is
-    finished instead; an unfinished promotion that does not serve yet is undone first.
+    `expected`, `target`: only if this is the champion now, and only if this is put back, else Failure; None: whichever
+    it is. An unfinished rollback is finished instead; an unfinished promotion that does not serve yet is undone first.
     """
     begun = journal.unfinished(client, moves)
     if begun and begun.what == "rollback" and expected in (None, begun.before):
@@ -68,36 +70,32 @@ def rollback(client: Any, student: str, moves: str, reason: str, expected: str |
     if champion is None:
         raise InputError(f"nothing to roll back to: {student!r} has no champion yet")
     if expected not in (None, champion):
-        raise Failure(
-            f"champion {expected} of {student!r} was to be taken out, but the registry has {_named(champion)} now: "
-            "nothing was changed; look at `python -m deployments.registry list`"
-        )
-    target = found.get("previous")
-    if target is None or target == champion:
+        raise _gone(student, f"champion {expected} was to be taken out", champion)
+    back = found.get("previous")
+    if target not in (None, back):
+        raise _gone(student, f"version {target} was to be put back", champion)
+    if back is None or back == champion:
         raise InputError(
             f"nothing to roll back to: champion {champion} of {student!r} has no previous version, "
             "it is the first or was itself put back"
         )
-    before = _tags(client, student, target).get("replaced")
+    before = _tags(client, student, back).get("replaced")
     move = Move(
         number=_next(client, moves),
         what="rollback",
         before=champion,
-        to=target,
+        to=back,
         previous=before if before and exists(client, student, before) else None,
-        previous_before=target,
+        previous_before=back,
         challenger_before=found.get("challenger"),
         replaced_before=before,
         reason=reason,
     )
     if not journal.claim(client, moves, move):
         recover(client, student, moves)
-        raise Failure(
-            f"champion {champion} of {student!r} was to be taken out, but somebody else was faster: the registry has "
-            f"{_named(read(client, student).get('champion'))} now; look at `python -m deployments.registry list`"
-        )
+        raise _gone(student, f"champion {champion} was to be taken out", read(client, student).get("champion"))
     _carry_out(client, student, moves, move)
-    return champion, target
+    return champion, back
 
 
 def recover(client: Any, student: str, moves: str, *, undo: bool = False) -> str:
@@ -186,6 +184,13 @@ def _taken(client: Any, student: str, moves: str, version: str, expected: str | 
     return Failure(
         f"version {version} of {student!r} was to replace {_named(expected)}, but the registry has "
         f"{_named(champion)} now{how}: nothing was changed; judge it against that one in a new retrain (--again)"
+    )
+
+
+def _gone(student: str, wanted: str, champion: str | None) -> Failure:
+    return Failure(
+        f"{wanted} by a rollback of {student!r}, but the registry has {_named(champion)} now: somebody else was faster, "
+        "nothing was changed; look at `python -m deployments.registry list`"
     )
 
 

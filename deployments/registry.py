@@ -39,6 +39,7 @@ from deployments.connection import (
 from deployments.errors import Failure, InputError
 
 PARAM_LENGTH = 6000  # MLflow cuts longer values without a word
+REASON_LENGTH = 500  # of a rollback: it stands in such a value, escaped
 
 
 @dataclass(frozen=True)
@@ -215,30 +216,27 @@ class Registry:
         with explained(self.uri, f"promoting version {version}"), self.lock():
             aliases.promote(self.client, self.student, self.promotions, version, expected)
 
-    def rollback(self, reason: str, expected: str | None = None) -> tuple[str, str]:
+    def rollback(self, reason: str, expected: str | None = None, target: str | None = None) -> tuple[str, str]:
         """Makes the previous version the champion again; returns (version taken out, version put back).
 
-        `expected`: only if this is the champion now, else Failure. A call that was cut short is finished by the next
-        one. One that ended well must not be repeated: it would go back one more. Raises InputError when there is
-        nothing to roll back to.
+        `expected`, `target`: only if this is the champion now, and only if this is put back, else Failure. A call that
+        was cut short is finished by the next one. One that ended well must not be repeated: it would go back one
+        more. Raises InputError when there is nothing to roll back to.
         """
+        if len(reason) > REASON_LENGTH:
+            raise InputError(f"the reason has {len(reason)} characters, {REASON_LENGTH} are kept: say it in fewer")
         with explained(self.uri, "rolling back"), self.lock():
-            return aliases.rollback(self.client, self.student, self.promotions, reason, expected)
+            return aliases.rollback(self.client, self.student, self.promotions, reason, expected, target)
 
     def rolls_back_to(self) -> Version | None:
-        """The version that a rollback would put back now, an unfinished one's own if there is one."""
+        """The version that a rollback would put back now: an unfinished one's own, else `previous`."""
         with explained(self.uri, "reading its moves"):
-            begun = journal.unfinished(self.client, self.promotions)
+            begun, now = journal.unfinished(self.client, self.promotions), self.aliased()
             if begun and begun.what == "rollback":
                 return self._version(begun.to)
-            if begun and begun.previous_before and self.champion_is(begun.before):
-                return self._version(begun.previous_before)  # an unfinished promotion is undone first
+            if begun and begun.before == now.get("champion"):  # a promotion that does not serve yet: it is undone first
+                return None if begun.previous_before is None else self._version(begun.previous_before)
         return self.previous()
-
-    def champion_is(self, version: str | None) -> bool:
-        """Says whether a version serves; None: whether none does."""
-        champion = self.champion()
-        return version == (champion.version if champion else None)
 
     def recover(self) -> str:
         """Finishes, or undoes, the promotion or rollback that was cut short; returns what was done, "" for nothing."""
