@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from prefect.context import FlowRunContext
+from prefect.logging import get_logger, get_run_logger
+
 from deployments.registry import Registry, connect
 from distill import checkpoint
 from flows.settings import NO_WORKSPACE, SQLITE, Settings, SettingsError, database_in
@@ -33,9 +36,13 @@ class Places:
         self.artifacts = settings.registry.artifacts or (local and str(workspace / local))
 
 
-def registry(settings: Settings, places: Places) -> Registry:
-    """Return the registry; raises Failure when it does not answer."""
-    return connect(places.registry_uri, places.artifacts, settings.student.name, timeout=settings.registry.timeout)
+def registry(settings: Settings, places: Places, *, recover: bool = True) -> Registry:
+    """Return the registry, a promotion or rollback in it that was cut short finished; Failure if it does not answer."""
+    found = connect(places.registry_uri, places.artifacts, settings.student.name, timeout=settings.registry.timeout)
+    if recover and (told := found.recover()):
+        logger = get_run_logger() if FlowRunContext.get() else get_logger("redistill")
+        logger.warning("registry: %s", told)
+    return found
 
 
 def watching(settings: Settings) -> Watching:

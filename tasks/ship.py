@@ -17,9 +17,11 @@ from deployments.bento.smoke import smoke_test
 from deployments.errors import Failure, InputError
 from deployments.registry import Registry
 from deployments.settings import PackagingSettings
+from deployments.verification import hashes, verify_checkpoint
 from distill.settings import StudentSettings
 from distill.training.steplog import PARTS
 from tasks import approve, costs
+from tasks.limit import one_at_a_time
 from tasks.run import Run, code_revision, run_stage
 from tasks.train import step_records
 
@@ -29,9 +31,15 @@ STEP_METRICS = ("loss", *PARTS, "grad_norm", "learning_rate", "validation_loss")
 @task(name="register", cache_policy=NO_CACHE)
 def register(run: Run, registry: Registry, student: Path) -> dict[str, Any]:
     """Record the retrain as one MLflow run and register its student as the challenger; returns version and run."""
+    trained = run.manifests()["train"]["result"]["student_sha256"]
 
     def work(folder: Path) -> dict[str, Any]:
-        tags = version_tags(run)
+        tags, stored = version_tags(run), hashes(student)
+        if stored["sha256"] != trained:
+            raise Failure(
+                f"the student at {str(student)!r} is not what the training wrote: its SHA-256 is {stored['sha256']}, "
+                f"written was {trained}; start a new retrain (--again)"
+            )
         run_id = registry.record(
             run.request.retrain_id,
             params={"window_rows": run.request.window_rows, **run.request.settings, **_currency(run)},
@@ -39,10 +47,16 @@ def register(run: Run, registry: Registry, student: Path) -> dict[str, Any]:
             tags=tags,
             artifacts=[path for path in _reports(run) if path.is_file()],
         )
-        version = registry.register(run.request.retrain_id, run_id, student, tags)
-        return {"version": version.version, "run_id": run_id}
+        version = registry.register(run.request.retrain_id, run_id, student, {**tags, **stored})
+        return {"version": version.version, "run_id": run_id, "hashes": stored}
 
-    return run_stage(run, "register", work, inputs={"student": run.manifests()["train"]["result"]["student_sha256"]})
+    return run_stage(run, "register", work, inputs={"student": trained})
+
+
+def registered_hashes(run: Run) -> dict[str, str]:
+    """Return what the files of the registered student must have: for deployments.verification.verify_checkpoint."""
+    before = {"sha256": run.manifests()["train"]["result"]["student_sha256"]}  # of runs that wrote no others
+    return dict(run.manifests()["register"]["result"].get("hashes", before))
 
 
 def version_tags(run: Run) -> dict[str, str]:
@@ -101,34 +115,47 @@ def package(
 
 @task(name="promote", cache_policy=NO_CACHE)
 def promote(run: Run, registry: Registry, version: str) -> dict[str, Any]:
-    """Make the challenger the champion, unless another one took the place since the request was made."""
+    """Make the challenger the champion, unless another one took the place since the request was made.
+
+    Its files in the registry's store must be those that were registered, each by its SHA-256.
+    """
     before = run.request.champion
 
     def work(folder: Path) -> dict[str, Any]:
-        if taken_out := registry.get(version).tags.get("rolled_back_at"):
+        found = registry.get(version)
+        if taken_out := found.tags.get("rolled_back_at"):
             raise Failure(
                 f"version {version} of {run.request.student!r} was promoted and then rolled back, at {taken_out}: "
                 "it is not promoted again; give the same command with --again for a new retrain"
             )
         registry.add(run.manifests()["register"]["result"]["run_id"], _later_metrics(run))
         registry.tag(version, approve.tags(run))
-        registry.promote(version, expected=before.version if before else None)
+        with one_at_a_time(run.request.student):
+            verify_checkpoint(registry.fetch(version, run.folder.parent.parent / "checkpoints"), found.tags)
+            registry.promote(version, expected=before.version if before else None)
         return {"champion": version, "previous": before.version if before else None}
 
     return run_stage(run, "promote", work, inputs={"version": version})
 
 
 @task(name="rollback", cache_policy=NO_CACHE)
-def rollback(registry: Registry, runs: Path, reason: str) -> dict[str, Any]:
-    """Put the previous champion back; raises InputError when there is none, or its reference profile is gone."""
-    previous = registry.previous()
-    profile = runs / previous.tags["retrain_id"] / "profile" if previous else None
-    if profile is not None and not (profile / "profile.json").is_file():
-        raise InputError(f"the previous champion's reference profile is missing at {str(profile)!r}: restore it first")
-    before, now = registry.rollback(reason)
-    champion = registry.champion()  # an unfinished rollback may have led elsewhere than to `previous`
-    serving = str(runs / champion.tags["retrain_id"] / "profile") if champion else ""
-    return {"from": before, "to": now, "reason": reason, "profile": serving}
+def rollback(registry: Registry, runs: Path, reason: str, expected: str | None = None) -> dict[str, Any]:
+    """Put the previous champion back, if `expected` is the champion (None: whichever it is).
+
+    Raises InputError when there is no previous one or its reference profile is gone, Failure when its files are not
+    those that were registered, or somebody else changed the champion.
+    """
+    with one_at_a_time(registry.student):
+        if (target := registry.rolls_back_to()) is not None:
+            profile = runs / target.tags["retrain_id"] / "profile"
+            if not (profile / "profile.json").is_file():
+                raise InputError(
+                    f"the previous champion's reference profile is missing at {str(profile)!r}: restore it first"
+                )
+            verify_checkpoint(registry.fetch(target.version, runs.parent / "checkpoints"), target.tags)
+        before, now = registry.rollback(reason, expected, target.version if target else None)
+    serving = runs / registry.get(now).tags["retrain_id"] / "profile"
+    return {"from": before, "to": now, "reason": reason, "profile": str(serving)}
 
 
 def _smoke_rows(run: Run, count: int) -> tuple[list[str], list[str]]:
