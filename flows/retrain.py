@@ -67,6 +67,7 @@ def retrain(
         packaging=chosen.packaging,
         training=chosen.training,
         on_policy=chosen.on_policy,
+        judging=chosen.judging,
         changing=settings.result_changing(chosen),
     )
     logger = get_run_logger()
