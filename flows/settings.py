@@ -32,9 +32,9 @@ from distill.settings import (
     identifies,
 )
 from monitoring.feature_settings import FeatureSettings
+from monitoring.judging_settings import JudgingSettings
 from monitoring.settings import (
     DriftSettings,
-    JudgingSettings,
     PolicySettings,
     ProbeSettings,
     ReferenceSettings,

@@ -16,8 +16,8 @@ from distill.mixture import draw
 from distill.obtained import nothing
 from distill.scoring import Scores
 from monitoring import regression, traffic
-from monitoring.regression import Slice, Verdict
-from monitoring.settings import JudgingSettings
+from monitoring.judging_settings import JudgingSettings
+from monitoring.regression import Paired, Slice, Verdict
 from monitoring.traffic import Window
 from tasks import costs, progress, purchases, teach
 from tasks.learned import ERRORS_FILE
@@ -192,7 +192,7 @@ def _verdict(scored: pd.DataFrame, slices: list[HeldOut], settings: JudgingSetti
     for part in slices:  # one without rows stays in: it is inconclusive, and says so
         own = scored[scored["slice"] == part.name]
         champion, challenger = (own[f"{model}_exact_match"].to_numpy() for model in ("champion", "challenger"))
-        pairs[part.name] = Slice(champion=champion, challenger=challenger, kind=part.kind)
+        pairs[part.name] = Slice(part.kind, {"exact_match": Paired(champion, challenger)})
     return regression.judge(pairs, settings)
 
 

@@ -19,11 +19,12 @@ from distill.mixture import draw
 from distill.obtained import Obtained
 from distill.signals import SignalStore
 from monitoring.history import Probed
+from monitoring.judging_settings import JudgingSettings
 from monitoring.ledger import Ledger
 from monitoring.probe import Agreement, Sampled, told
 from monitoring.probe import probe as judged
 from monitoring.profile import ReferenceProfile
-from monitoring.settings import JudgingSettings, ProbeSettings
+from monitoring.settings import ProbeSettings
 from tasks import costs, purchases, teach
 from tasks.judge import held_out_slices
 from tasks.learned import learned_rows

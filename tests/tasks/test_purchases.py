@@ -15,8 +15,9 @@ import pytest
 from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
 from distill.signals import SignalStore
 from distill.teachers.local import LocalTeacher
+from monitoring.judging_settings import JudgingSettings
 from monitoring.ledger import Ledger
-from monitoring.settings import JudgingSettings, ProbeSettings, TrafficSettings
+from monitoring.settings import ProbeSettings, TrafficSettings
 from tasks import probe, purchases, teach
 from tasks.run import Request, Run, run_stage, write_json
 from tasks.teaching import Teaching
