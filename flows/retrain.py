@@ -122,7 +122,7 @@ def _stages(run: "Run", chosen: settings.Settings, places: "Places", registry: "
         return "held"
     teach.teach(run, places.log, start, teaching)
     student = train.train(run, start, teaching)
-    verdict = judge.judge(run, places.log, student, chosen.judging, teaching)
+    verdict = judge.judge(run, places.log, student, chosen.judging, teaching, chosen.features.refusal)
     version = ship.register(run, registry, student)["version"]
     if verdict["outcome"] != "pass":
         return "rejected" if verdict["outcome"] == "fail" else "held"

@@ -45,7 +45,7 @@ PREFIX = "REDISTILL_"
 MODELS = ("student.base", "teacher.model")  # folders, or names on a hub
 LOCAL = ("workspace", "packaging.home")  # folders of this machine
 # The others may be URLs, or names on a hub.
-FOLDERS = (*LOCAL, "traffic.path", "teacher.signals", "registry.artifacts", *MODELS)
+FOLDERS = (*LOCAL, "traffic.path", "teacher.signals", "registry.artifacts", "judging.golden", *MODELS)
 SQLITE = "sqlite:///"
 NOT_SETTINGS = {  # the tests' data file; the settings file itself; what no file holds; where SGLang is installed
     "REDISTILL_ARXIV",

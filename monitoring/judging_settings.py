@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from monitoring.extensions import own_metric_names
-from monitoring.settings import Section
+from monitoring.settings import LOCATION, Section
 
 Better = Literal["higher", "lower"]
 
@@ -71,10 +71,23 @@ class JudgingSettings(Section):
         (), description="one's own metrics, entry points of redistill.metrics; empty: none [names]"
     )
     golden: str = Field(
-        "", description="file of prompts and targets that must never get worse, a slice of its own; empty: none"
+        "",
+        description="CSV, JSONL or Parquet of prompts and references that must never get worse, a slice of its own; "
+        "empty: none",
+        json_schema_extra=LOCATION,  # its content is what counts
+    )
+    buy_teacher_agreement: bool = Field(
+        False,
+        description="the teacher is asked about held-out rows with a label too, so that its agreement is known of all "
+        "[true, false]",
     )
     lm_eval: tuple[str, ...] = Field(
-        (), description="tasks of lm-eval, a slice each, by name or YAML file; empty: none [names]"
+        (),
+        description="tasks of lm-eval, a slice each, by name or YAML file; empty: none [names]",
+        json_schema_extra=LOCATION,  # their content is what counts
+    )
+    latency_rows: int = Field(
+        64, ge=1, description="held-out prompts that both models answer in turns, to compare their latency [rows]"
     )
     max_latency_p50: float = Field(
         2.0, ge=0, description="largest median latency, in the champion's; 0: no limit [times]"

@@ -86,18 +86,19 @@ def teacher_errors(run: Run) -> HeldOut | None:
     return HeldOut(TEACHER_ERRORS, "teacher_errors", rows)
 
 
-def segments(rows: pd.DataFrame) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """Yield the name of each segment of some rows, and which rows it has, (rows,): the values of each meta_ column.
+def segments(rows: pd.DataFrame) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
+    """Yield each segment of some rows, name, meta_ column and which rows it has, (rows,): the values of each column.
 
     A numeric column of many values is cut into quarters; a text column of more than MAX_VALUES makes no segments, nor
     does one with a single value.
     """
     found = [
-        (f"segment {column} = {value}", chosen)
+        (f"segment {column} = {value}", column, chosen)
         for column in sorted(name for name in rows.columns if name.startswith(PREFIX))
         for value, chosen in _of_column(rows[column])
     ]
-    yield from zip(unique([name for name, _ in found]), (chosen for _, chosen in found), strict=True)
+    names = unique([name for name, _, _ in found])
+    yield from ((name, column, chosen) for name, (_, column, chosen) in zip(names, found, strict=True))
 
 
 def _of_column(column: pd.Series) -> list[tuple[str, NDArray[np.bool_]]]:

@@ -19,7 +19,7 @@ def with_targets(
     """Return each slice's rows with `target`, `by_teacher` and `teacher`, its answer where it is known, and the cost.
 
     A target is the row's label, or the teacher's answer while there is none. The teacher's answers to labelled rows are
-    those that are stored already; with `buy_agreement` it is asked for the others too. Rows that have no target, because
+    those that are stored already; with `buy_agreement` it is asked for the others too. Rows without any target, because
     the teacher withheld its answer, are not among them; Failure where all have none.
     """
     rows = pd.concat([part.rows.assign(slice=part.name) for part in slices], ignore_index=True)

@@ -190,11 +190,10 @@ def known_answers(prompts: list[str], start: Path, settings: Teaching) -> list[s
     keys = answers_to(teacher_of(settings, spoken=spoken_to(settings, tokenizer, prompts, encoded)), encoded.ids).keys
     there = store.contains(keys)
     there[there] = ~withheld(store, keys[there])
-    texts = [
+    return [
         tokenizer.decode(store.get(key.tobytes()).answer, skip_special_tokens=True) if known else None
         for key, known in zip(keys, there, strict=True)
     ]
-    return texts
 
 
 def compared(
