@@ -16,7 +16,6 @@ From the command line: python -m monitoring.regression SCORES_A SCORES_B
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -25,48 +24,23 @@ from pydantic import BaseModel, ConfigDict
 from scipy import stats
 
 from monitoring import budgets as costs
-from monitoring.budgets import Budget, Cost
-from monitoring.comparison import Comparison, compare
+from monitoring.budgets import Budget as Budget
+from monitoring.budgets import Cost as Cost
+from monitoring.calibration import calibration_error
+from monitoring.comparison import Comparison
 from monitoring.errors import InputError
-from monitoring.judging_settings import METRICS, Better, JudgingSettings
+from monitoring.fairness import Fairness as Fairness
+from monitoring.fairness import fairness
+from monitoring.judging_settings import Better, JudgingSettings
+from monitoring.slices import CALIBRATION, better_of, check, compare, margin_of, rows_of
+from monitoring.slices import Kind as Kind
+from monitoring.slices import Paired as Paired
+from monitoring.slices import Slice as Slice
 from monitoring.statistics import holm
 
 POWER = 0.8  # of the number of rows that an inconclusive check asks for [probability]
 
-Kind = Literal["fresh", "old", "golden", "teacher_errors", "segment", "lm_eval"]
 Outcome = Literal["pass", "fail", "inconclusive"]
-KINDS: tuple[Kind, ...] = ("fresh", "old", "golden", "teacher_errors", "segment", "lm_eval")
-SMALL: tuple[Kind, ...] = ("teacher_errors", "segment")  # these are left out when they have too few rows
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Scores of the same rows by both models, shape (rows,) each, any finite numbers.
-
-    Of calibration_error each row has two, shape (rows, 2): the confidence in [0, 1], and 1 where the answer was right,
-    else 0. `better` None: as the metric's own definition says.
-    """
-
-    champion: ArrayLike
-    challenger: ArrayLike
-    better: Better | None = None
-
-
-@dataclass(frozen=True)
-class Slice:
-    """Rows that are compared by themselves: the scores by metric, and of a segment the meta_ column it is from.
-
-    fresh            the window that the challenger learned from, to be gained on
-    old, golden      to be kept
-    segment          one value of a meta_ column, to be kept but for `segment_factor` margins
-    teacher_errors   rows on which the champion missed the teacher; chosen by its failures, so any challenger seems
-                     better on them: to be kept is little to ask, and the other slices say more
-    lm_eval          one task's rows, which have the metric lm_eval alone
-    """
-
-    kind: Kind
-    scores: Mapping[str, Paired]
-    column: str = ""
 
 
 class Check(BaseModel):
@@ -111,6 +85,7 @@ class Verdict(BaseModel):
     reason: str
     checks: list[Check]
     budgets: list[Budget] = []
+    fairness: list[Fairness] = []
     harmed: list[str] = []
     left_out: list[str] = []
 
@@ -124,99 +99,55 @@ def judge(slices: Mapping[str, Slice], settings: JudgingSettings, budgets: Seque
     if not slices:
         raise InputError("there is no slice to judge: give held-out rows of the window, at least")
     for name, part in slices.items():
-        _checked(name, part, settings)
+        check(name, part, settings)
     spent = costs.decide(budgets)
-    small = {name: part for name, part in slices.items() if _too_small(part, settings)}
-    checks = [
-        _check(name, part, metric, settings)
-        for name, part in slices.items()
-        if name not in small
-        for metric in part.scores
-    ]
-    checks = _with_harm(checks, settings.alpha)
-    outcome, reason = _together(checks, spent)
+    judged = {name: part for name, part in slices.items() if not _too_small(part, settings)}
+    even = fairness(judged, settings) if settings.fairness else []
+    checks = _with_harm([one for name, part in judged.items() for one in _checks(name, part, settings)], settings.alpha)
+    outcome, reason = _together([*checks, *even, *spent])
     return Verdict(
         outcome=outcome,
         reason=reason,
         checks=checks,
         budgets=spent,
-        harmed=list(dict.fromkeys(check.slice for check in checks if check.harmed)),
+        fairness=even,
+        harmed=list(dict.fromkeys(one.slice for one in checks if one.harmed)),
         left_out=[
-            f"{name}: {_rows(part)} rows, fewer than judging.segment_rows = {settings.segment_rows}"
-            for name, part in small.items()
+            f"{name}: {rows_of(part)} rows, fewer than judging.segment_rows = {settings.segment_rows}"
+            for name, part in slices.items()
+            if name not in judged
         ],
     )
 
 
-def _checked(name: str, part: Slice, settings: JudgingSettings) -> None:
-    """Refuse a slice that cannot be compared."""
-    if part.kind not in KINDS:
-        raise InputError(f"slice {name!r} is of kind {part.kind!r}: there are {', '.join(KINDS)}")
-    wanted = list(settings.margins) + ([settings.superior] if part.kind == "fresh" and settings.superior else [])
-    for metric in ["lm_eval"] if part.kind == "lm_eval" else wanted:
-        if metric != "lm_eval" and metric not in part.scores:
-            raise InputError(f"slice {name!r} has no scores of {metric}, which judging asks for: score it, or no gate")
-    if not part.scores:
-        raise InputError(f"slice {name!r} has no scores at all")
-    shapes = {metric: np.shape(paired.champion)[:1] for metric, paired in part.scores.items()}
-    if len(set(shapes.values())) > 1:
-        raise InputError(f"slice {name!r} has other rows in one metric than in another: {shapes}")
-    for metric, paired in part.scores.items():
-        _check_scores(name, metric, paired)
-
-
-def _check_scores(name: str, metric: str, paired: Paired) -> None:
-    wide = metric == "calibration_error"
-    arrays = [np.asarray(paired.champion, float), np.asarray(paired.challenger, float)]
-    if arrays[0].shape != arrays[1].shape or arrays[0].ndim != 1 + wide or (wide and arrays[0].shape[1] != 2):
-        raise InputError(
-            f"slice {name!r} has {arrays[0].shape} {metric} scores of the champion and {arrays[1].shape} of the "
-            f"challenger: both need {'confidence and correctness' if wide else 'one score'} for each of the same rows"
-        )
-    for who, scores in zip(("champion", "challenger"), arrays, strict=True):
-        if bad := int((~np.isfinite(scores)).sum()):
-            raise InputError(f"slice {name!r}: {bad} {metric} scores of the {who} are no finite numbers: score again")
-        if wide and not ((scores >= 0) & (scores <= 1)).all():
-            raise InputError(f"slice {name!r}: confidences and correctness of the {who} must lie between 0 and 1")
-    _better(metric, paired)
-
-
-def _better(metric: str, paired: Paired) -> Better:
-    if paired.better is not None:
-        return paired.better
-    if metric not in METRICS:
-        raise InputError(f"metric {metric!r} is not known: say in Paired whether higher or lower is better")
-    return METRICS[metric].better
-
-
-def _rows(part: Slice) -> int:
-    return len(np.asarray(next(iter(part.scores.values())).champion))
-
-
 def _too_small(part: Slice, settings: JudgingSettings) -> bool:
-    return part.kind in SMALL and _rows(part) < settings.segment_rows
+    return part.kind in ("segment", "teacher_errors") and rows_of(part) < settings.segment_rows
 
 
-def _check(name: str, part: Slice, metric: str, settings: JudgingSettings) -> Check:
-    paired = part.scores[metric]
-    champion, challenger = np.asarray(paired.champion, float), np.asarray(paired.challenger, float)
-    better, rows = _better(metric, paired), len(champion)
+def _checks(name: str, part: Slice, settings: JudgingSettings) -> list[Check]:
+    """Each metric of one slice."""
+    found = compare(part, settings) if rows_of(part) > 1 else {}
+    return [_check(name, part, metric, found.get(metric), settings) for metric in part.scores]
+
+
+def _check(name: str, part: Slice, metric: str, found: Comparison | None, settings: JudgingSettings) -> Check:
+    paired, rows = part.scores[metric], rows_of(part)
+    better = better_of(metric, paired)
     sign = 1.0 if better == "higher" else -1.0
-    margin = _margin(part.kind, metric, settings)
-    found = compare(sign * champion, sign * challenger, -(margin or 0.0), settings.alpha) if rows > 1 else None
+    margin = margin_of(part.kind, metric, settings)
     outcome, needed, because = _decide(rows, found, sign, margin, settings)
-    low, high = ("lower", "upper") if sign > 0 else ("upper", "lower")
+    lower, upper = sorted((sign * found.lower, sign * found.upper)) if found else (None, None)
     return Check(
         slice=name,
         kind=part.kind,
         metric=metric,
         better=better,
         rows=rows,
-        champion=float(champion.mean()) if rows else None,
-        challenger=float(challenger.mean()) if rows else None,
+        champion=_value(metric, paired.champion),
+        challenger=_value(metric, paired.challenger),
         difference=sign * found.gain if found else None,
-        lower=sign * float(getattr(found, low)) if found else None,
-        upper=sign * float(getattr(found, high)) if found else None,
+        lower=lower,
+        upper=upper,
         margin=margin,
         p_value=found.p_value if found and margin is not None else None,
         p_worse=found.p_worse if found else None,
@@ -226,12 +157,12 @@ def _check(name: str, part: Slice, metric: str, settings: JudgingSettings) -> Ch
     )
 
 
-def _margin(kind: Kind, metric: str, settings: JudgingSettings) -> float | None:
-    """The largest loss that is accepted, 0 where it has to be better, None where nothing is asked."""
-    if kind == "fresh" and metric == settings.superior:
-        return 0.0
-    margin = settings.margins.get(metric)
-    return margin * settings.segment_factor if margin is not None and kind == "segment" else margin
+def _value(metric: str, scores: ArrayLike) -> float | None:
+    """What one model has in a metric; None without rows."""
+    array = np.asarray(scores, np.float64)
+    if not len(array):
+        return None
+    return calibration_error(array) if metric == CALIBRATION else float(array.mean())
 
 
 def _decide(
@@ -259,11 +190,12 @@ def _decide(
 
 def _rows_wanted(rows: int, found: Comparison, margin: float, alpha: float) -> tuple[int | None, str]:
     """How many rows would decide, if their scores fell out as these did: statistics grow with the root of the rows."""
-    wanted = float(stats.norm.ppf(1 - alpha) + stats.norm.ppf(POWER))
-    distance = abs(found.gain + margin)
-    if distance * 1000 < wanted * found.error or not distance:
+    wanted = float(stats.norm.ppf(1 - alpha) + stats.norm.ppf(POWER)) * found.error
+    distance = found.gain + margin  # from the bar; the slack is in the way of passing, not of failing
+    wanted += found.slack if distance > 0 else 0.0
+    if abs(distance) * 1000 < wanted or not distance:
         return None, "the difference lies on the bound itself, more rows like these would not decide"
-    needed = max(math.ceil(rows * (wanted * found.error / distance) ** 2), rows + 1)
+    needed = max(math.ceil(rows * (wanted / distance) ** 2), rows + 1)
     return needed, f"about {needed} rows like these would decide ({POWER:.0%} sure), {needed - rows} more"
 
 
@@ -273,12 +205,12 @@ def _with_harm(checks: list[Check], alpha: float) -> list[Check]:
     return [check.model_copy(update={"harmed": p <= alpha}) for check, p in zip(checks, adjusted, strict=True)]
 
 
-def _together(checks: list[Check], spent: list[Budget]) -> tuple[Outcome, str]:
+def _together(found: Sequence[Check | Fairness | Budget]) -> tuple[Outcome, str]:
     """The worst outcome among them, and the sentences of those that have it."""
-    found = [(check.outcome, check.why) for check in checks] + [(one.outcome, one.why) for one in spent]
-    for outcome in ("fail", "inconclusive", "pass"):
-        if told := [why for each, why in found if each == outcome]:
-            return outcome, "; ".join(told)  # type: ignore[return-value]
+    outcomes: tuple[Outcome, ...] = ("fail", "inconclusive", "pass")
+    for outcome in outcomes:
+        if told := [one.why for one in found if one.outcome == outcome]:
+            return outcome, "; ".join(told)
     return "inconclusive", "nothing was asked: judging.gates names no metric, and every budget is without limit"
 
 
