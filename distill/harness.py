@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +49,19 @@ def scores(
     loaded, found = load(checkpoint), dict[str, NDArray[np.float64]]()
     named = _tasks(tasks)
     for number, (name, task) in enumerate(named.items(), start=1):
-        found |= _of_task(name, task, loaded, batch_size)
+        found |= _of_task(name, task, loaded, batch_size, _manager(installed=False))
         if progress:
             progress(number, len(named))
     return found
 
 
-def _of_task(name: str, task: Any, loaded: Loaded, batch_size: int) -> dict[str, NDArray[np.float64]]:
+def _of_task(name: str, task: Any, loaded: Loaded, batch_size: int, manager: Any) -> dict[str, NDArray[np.float64]]:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
     model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size)
     said = simple_evaluate(
-        model=model, tasks=[task], apply_chat_template=True, bootstrap_iters=0, log_samples=True, verbosity=None
+        model=model, tasks=[task], apply_chat_template=True, bootstrap_iters=0, log_samples=True, task_manager=manager
     )
     higher, samples = said["higher_is_better"][name], said["samples"][name]
     found: dict[str, list[tuple[int, float]]] = {}
@@ -80,20 +81,12 @@ def _of_task(name: str, task: Any, loaded: Loaded, batch_size: int) -> dict[str,
 
 def _tasks(names: Sequence[str]) -> dict[str, Any]:
     """Return the tasks by name, with their data read."""
-    for variable in ("HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE"):
-        os.environ.setdefault(variable, "1")
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise InputError(
-            f"judging.lm_eval names {', '.join(names)}, but lm-eval is not here ({error}): install it with "
-            'pip install "redistill[lm-eval]", or name no tasks'
-        ) from error
     found: dict[str, Any] = {}
-    manager = TaskManager()
     for name in names:
+        is_file = Path(name).is_file()
+        manager = _manager(installed=not is_file)
         try:
-            own = manager.load(str(Path(name).absolute()) if Path(name).is_file() else name)["tasks"]
+            own = manager.load(str(Path(name).absolute()) if is_file else name)["tasks"]
         except Exception as error:  # of any library that reads a data set
             reason = " ".join(str(error).split())
             raise InputError(
@@ -104,6 +97,21 @@ def _tasks(names: Sequence[str]) -> dict[str, Any]:
             raise InputError(f"judging.lm_eval: task {twice[0]!r} is there twice: name it once")
         found |= own
     return found
+
+
+@cache
+def _manager(*, installed: bool) -> Any:
+    """Return what reads tasks. With those that are installed it takes half a minute: they are some 26,000 files."""
+    for variable in ("HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE"):
+        os.environ.setdefault(variable, "1")
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise InputError(
+            f"judging.lm_eval names tasks, but lm-eval is not here ({error}): install it with "
+            'pip install "redistill[lm-eval]", or name no tasks'
+        ) from error
+    return TaskManager(include_defaults=installed)
 
 
 def _documents(name: str, task: Any) -> Any:

@@ -126,12 +126,13 @@ def _too_small(part: Slice, settings: JudgingSettings) -> bool:
 
 def _checks(name: str, part: Slice, settings: JudgingSettings) -> list[Check]:
     """Each metric of one slice."""
-    found = compare(part, settings) if rows_of(part) > 1 else {}
+    found = compare(part, settings)
     return [_check(name, part, metric, found.get(metric), settings) for metric in part.scores]
 
 
 def _check(name: str, part: Slice, metric: str, found: Comparison | None, settings: JudgingSettings) -> Check:
-    paired, rows = part.scores[metric], rows_of(part)
+    paired = part.scores[metric]
+    rows = len(np.asarray(paired.champion))
     better = better_of(metric, paired)
     sign = 1.0 if better == "higher" else -1.0
     margin = margin_of(part.kind, metric, settings)

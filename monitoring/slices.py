@@ -19,6 +19,7 @@ Floats = npt.NDArray[np.float64]
 Kind = Literal["fresh", "old", "golden", "teacher_errors", "segment", "lm_eval"]
 KINDS: tuple[Kind, ...] = ("fresh", "old", "golden", "teacher_errors", "segment", "lm_eval")
 CALIBRATION = "calibration_error"
+AGREEMENT = "teacher_agreement"  # may have fewer rows than the slice: those of which the teacher's answer is known
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Slice:
 
 def rows_of(part: Slice) -> int:
     """Return how many rows a slice has."""
-    return len(np.asarray(next(iter(part.scores.values())).champion))
+    return max(len(np.asarray(paired.champion)) for paired in part.scores.values())
 
 
 def better_of(metric: str, paired: Paired) -> Better:
@@ -88,13 +89,13 @@ def check(name: str, part: Slice, settings: JudgingSettings) -> None:
     for metric, paired in part.scores.items():
         _check_scores(name, metric, paired)
         better_of(metric, paired)
-    rows = {metric: len(np.asarray(paired.champion)) for metric, paired in part.scores.items()}
+    rows = {metric: len(np.asarray(paired.champion)) for metric, paired in part.scores.items() if metric != AGREEMENT}
     if len(set(rows.values())) > 1:
         raise InputError(f"slice {name!r} has not the same rows in every metric: {rows}")
 
 
 def compare(part: Slice, settings: JudgingSettings) -> dict[str, Comparison]:
-    """Compare both models in every metric of a slice of two or more rows; gains are above 0 where they are better.
+    """Compare both models in every metric of two or more rows; gains are above 0 where they are better.
 
     Scores that are all 0 or 1 are compared as proportions, exactly, the others by the bootstrap.
     """
@@ -103,6 +104,8 @@ def compare(part: Slice, settings: JudgingSettings) -> dict[str, Comparison]:
     bars = {metric: -(margin_of(part.kind, metric, settings) or 0.0) for metric in part.scores}
     for metric, paired in part.scores.items():
         champion, challenger = np.asarray(paired.champion, np.float64), np.asarray(paired.challenger, np.float64)
+        if len(champion) < 2:
+            continue
         if metric == CALIBRATION:
             gains[metric] = calibration_gains(champion, challenger)
             continue
@@ -114,7 +117,7 @@ def compare(part: Slice, settings: JudgingSettings) -> dict[str, Comparison]:
         else:
             gains[metric] = Gains(challenger - champion, _reach(champion, challenger))
     found |= compare_means(gains, bars, settings.alpha, settings.resamples, settings.seed)
-    return {metric: found[metric] for metric in part.scores}
+    return {metric: found[metric] for metric in part.scores if metric in found}
 
 
 def _are_binary(scores: Floats) -> bool:

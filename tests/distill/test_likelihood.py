@@ -98,5 +98,5 @@ def test_a_model_that_computes_no_numbers_is_a_failure(tiny_checkpoint: Path) ->
     (damaged,) = loaded.tokenizer("y", add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         loaded.model.get_input_embeddings().weight[damaged] = math.nan
-    with pytest.raises(Failure, match="1 of 2 targets have log-probabilities under .* that are no numbers"):
+    with pytest.raises(Failure, match=r"1 of 2 targets have log-probabilities under .* that are no numbers"):
         score_targets(loaded, ["x", "x"], ["y", "z"], **LIMITS)
