@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.loaded import Loaded, load
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -17,9 +19,19 @@ class Scores:
     tokens: NDArray[np.int64]  # (N,) of the answer, stop token included
     truncated: int  # prompts that were longer than max_prompt_tokens
 
+    @property
+    def confidence(self) -> NDArray[np.float64]:
+        """How probable each answer is to the model as a whole, (N,) [probability].
+
+        What is right or wrong is the whole answer, and so is what can be calibrated: the product over its tokens. The
+        mean of a token would call an answer of ten tokens, each 90 % sure, as sure as one of a single token.
+        """
+        sure: NDArray[np.float64] = np.exp(self.mean_logprob * self.tokens)
+        return sure
+
 
 def score(
-    checkpoint: Path | str,
+    checkpoint: Path | str | Loaded,
     prompts: Sequence[str],
     *,
     max_prompt_tokens: int,
@@ -28,17 +40,16 @@ def score(
     device: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    """Return the checkpoint's greedy answers with their mean token log-probability.
+    """Return the checkpoint's greedy answers with their mean token log-probability; `device` is of one not yet loaded.
 
     Raises InputError when the checkpoint cannot be used.
     """
     from distill.generation import greedy, stop_and_pad
-    from distill.models import load_model
-    from distill.prompts import encode, load_tokenizer, vocabulary_size
+    from distill.prompts import encode, vocabulary_size
 
-    tokenizer = load_tokenizer(checkpoint)
+    loaded = load(checkpoint, device)
+    model, tokenizer = loaded.model, loaded.tokenizer
     encoded = encode(tokenizer, prompts, max_prompt_tokens)
-    model = load_model(checkpoint, device)
     stops, pad = stop_and_pad(model, tokenizer)
     answers = greedy(
         model,

@@ -108,6 +108,7 @@ def _planned(
         packaging=chosen.packaging,
         training=chosen.training,
         on_policy=chosen.on_policy,
+        judging=chosen.judging,
         changing=settings.result_changing(chosen),
     )
 
@@ -150,7 +151,7 @@ def _stages(run: "Run", chosen: settings.Settings, places: "Places", registry: "
         return "held"
     teach.teach(run, places.log, start, teaching)
     student = train.train(run, start, teaching)
-    verdict = judge.judge(run, places.log, student, chosen.judging, teaching)
+    verdict = judge.judge(run, places.log, student, chosen.judging, teaching, chosen.features.refusal)
     version = ship.register(run, registry, student)["version"]
     asks = approve.by_hand(run, chosen.promotion)
     if verdict["outcome"] != "pass" and not (asks and verdict["outcome"] == "inconclusive"):

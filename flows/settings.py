@@ -27,9 +27,9 @@ from distill.on_policy_settings import OnPolicySettings
 from distill.settings import StudentSettings, TrainingSettings, identifies
 from distill.teacher_settings import TeacherSettings
 from monitoring.feature_settings import FeatureSettings
+from monitoring.judging_settings import JudgingSettings
 from monitoring.settings import (
     DriftSettings,
-    JudgingSettings,
     PolicySettings,
     ProbeSettings,
     ReferenceSettings,
@@ -40,7 +40,7 @@ PREFIX = "REDISTILL_"
 MODELS = ("student.base", "teacher.model")  # folders, or names on a hub
 LOCAL = ("workspace", "packaging.home")  # folders of this machine
 # The others may be URLs, or names on a hub.
-FOLDERS = (*LOCAL, "traffic.path", "teacher.signals", "registry.artifacts", *MODELS)
+FOLDERS = (*LOCAL, "traffic.path", "teacher.signals", "registry.artifacts", "judging.golden", *MODELS)
 SQLITE = "sqlite:///"
 NOT_SETTINGS = {  # the tests' data file; the settings file itself; what no file holds; where SGLang is installed
     "REDISTILL_ARXIV",

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from deployments.connection import masked
 
+MAIN = ("exact_match", "lm_eval")  # shown of every slice
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -67,8 +69,53 @@ def show(ended: dict[str, Any]) -> None:
     for text in ("", head, *filter(None, [ended["notice"]])):
         console.print(text, markup=False, highlight=False)
     console.print(table)
+    if (ended.get("verdict") or {}).get("checks"):
+        console.print(_verdict_table(ended["verdict"]))
     if ended.get("cost"):  # a retrain of an earlier version did not say
         console.print(_cost_table(ended["cost"]))
+
+
+def _verdict_table(verdict: dict[str, Any]) -> "Table":
+    """Return each slice's main metric, and whatever else did not pass or is surely worse than before."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"\nverdict: {verdict['outcome']}", title_justify="left", show_edge=False, pad_edge=False)
+    for column in ("slice", "metric", "rows", "champion", "challenger", "difference", "bounds", "outcome"):
+        table.add_column(column, justify="left" if column in ("slice", "metric", "outcome") else "right")
+    for cells in verdict_rows(verdict):
+        table.add_row(*(escape(cell) for cell in cells))
+    return table
+
+
+def verdict_rows(verdict: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the rows of the verdict's table: slice, metric, rows, both models, difference, its bounds, outcome."""
+    rows: list[tuple[str, ...]] = []
+    for check in verdict["checks"]:
+        passed = check["outcome"] in ("pass", "reported")
+        if check["metric"] not in MAIN and passed and not check.get("harmed"):
+            continue
+        told = check["outcome"] + (", worse than before" if check.get("harmed") else "")
+        if check["outcome"] == "inconclusive" and check.get("rows_needed"):
+            told += f": about {check['rows_needed']} rows would decide"
+        bounds = f"{_signed(check['lower'])} to {_signed(check['upper'])}" if check["lower"] is not None else ""
+        both = (_number(check["champion"]), _number(check["challenger"]))
+        rows.append(
+            (check["slice"], check["metric"], str(check["rows"]), *both, _signed(check["difference"]), bounds, told)
+        )
+    for one in verdict.get("budgets", ()):
+        ratio = "" if one["ratio"] is None else f"{one['ratio']:.2f} times"
+        name = f"{one['name']} [{one['unit']}]"
+        rows.append(("", name, "", f"{one['champion']:.4g}", f"{one['challenger']:.4g}", ratio, "", one["outcome"]))
+    return rows
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.4f}"
 
 
 def _cost(found: dict[str, Any]) -> dict[str, Any] | None:

@@ -19,11 +19,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 GROUP = "redistill.features"
+METRICS = "redistill.metrics"  # monitoring/row_metrics.py says what they are
 
 
 def own_names() -> list[str]:
     """Return the names of the features that installed packages register; nothing is loaded."""
     return sorted(entry_points(group=GROUP).names)
+
+
+def own_metric_names() -> list[str]:
+    """Return the names of the metrics that installed packages register; nothing is loaded."""
+    return sorted(entry_points(group=METRICS).names)
 
 
 def own_feature(name: str, frame: pd.DataFrame) -> pd.Series:
@@ -34,7 +40,7 @@ def own_feature(name: str, frame: pd.DataFrame) -> pd.Series:
     """
     import pandas as pd  # the settings import this module, and --help waits for them
 
-    point = _registered(name)
+    point = registered(GROUP, name, "features.use")
     place = f"feature {name!r} (entry point {point.value} of {GROUP})"
     try:
         made = point.load()(frame.copy())
@@ -52,11 +58,12 @@ def own_feature(name: str, frame: pd.DataFrame) -> pd.Series:
 _REMEDY = "correct it, or leave it out of features.use"
 
 
-def _registered(name: str) -> EntryPoint:
-    points = {point.value: point for point in entry_points(group=GROUP, name=name)}
+def registered(group: str, name: str, key: str) -> EntryPoint:
+    """Return the entry point of a name that stands in the setting `key`; InputError unless there is exactly one."""
+    points = {point.value: point for point in entry_points(group=group, name=name)}
     if not points:
-        raise InputError(f"feature {name!r} in features.use is no entry point of {GROUP}: install its package")
+        raise InputError(f"{name!r} in {key} is no entry point of {group}: install its package")
     if len(points) > 1:
-        raise InputError(f"feature {name!r} is registered as {' and as '.join(sorted(points))}: uninstall all but one")
+        raise InputError(f"{name!r} in {key} is registered as {' and as '.join(sorted(points))}: uninstall all but one")
     (point,) = points.values()
     return point

@@ -14,6 +14,7 @@ FEATURES = (
     *("non_ascii_share", "topic", "refusal", "response", "mean_logprob", "latency_ms", ALL_META),
 )
 USED = tuple(name for name in FEATURES if name not in ("char_entropy", "zlib_ratio"))  # they go with the length
+REFUSAL = r"(?i)^\W*((i.m|i am) (very |so )?(sorry|unable|not able)|sorry,? (but )?i|i (cannot|can.t|won.t)|as an ai)\b"
 
 
 class FeatureSettings(Section):
@@ -26,7 +27,7 @@ class FeatureSettings(Section):
         "column by its name, and one's own entry points of redistill.features [names]",
     )
     refusal: str = Field(
-        r"(?i)^\W*((i.m|i am) (very |so )?(sorry|unable|not able)|sorry,? (but )?i|i (cannot|can.t|won.t)|as an ai)\b",
+        REFUSAL,
         min_length=1,
         description="a response in which this is found counts as a refusal [regular expression]",
     )

@@ -1,16 +1,21 @@
 """Compares challenger and champion on the same rows and decides: pass, fail or inconclusive.
 
-    verdict = judge({"fresh 2016": Slice(champion, challenger, "fresh")}, JudgingSettings())
+    slices = {"fresh 2016": Slice("fresh", {"exact_match": Paired(champion, challenger)})}
+    verdict = judge(slices, JudgingSettings())
 
-On a fresh slice the challenger has to be better, on an old one not worse by the margin or more. A mean never decides:
-one-sided confidence bounds do. "No significant difference" would not show that nothing was lost, a non-inferiority
-test does. Every slice has to pass (an intersection-union test), so the level of each is that of the whole, and no
-correction for their number is made: a bad challenger gets through only if it does on the very slice where it is bad.
+On a fresh slice the challenger has to be better in one metric, and nowhere worse in a gate by its margin or more. A
+mean never decides: one-sided tests do. "No significant difference" would not show that nothing was lost, a
+non-inferiority test does. Every gate has to pass on every slice (an intersection-union test; Berger, Technometrics 24
+(1982), 295-300), so the level of each is that of the whole, and no correction for their number is made: a bad
+challenger gets through only if it does on the very slice where it is bad. Naming slices as harmed is another question,
+asked of all of them at once: there Holm's correction keeps the chance of naming any without cause at alpha.
+
+From the command line: python -m monitoring.regression SCORES_A SCORES_B
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,201 +23,199 @@ from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict
 from scipy import stats
 
+from monitoring import budgets as costs
+from monitoring.budgets import Budget as Budget
+from monitoring.budgets import Cost as Cost
+from monitoring.calibration import calibration_error
+from monitoring.comparison import Comparison
 from monitoring.errors import InputError
-from monitoring.settings import JudgingSettings
+from monitoring.fairness import Fairness as Fairness
+from monitoring.fairness import fairness
+from monitoring.judging_settings import Better, JudgingSettings
+from monitoring.slices import CALIBRATION, better_of, check, compare, margin_of, rows_of
+from monitoring.slices import Kind as Kind
+from monitoring.slices import Paired as Paired
+from monitoring.slices import Slice as Slice
+from monitoring.statistics import holm
 
 POWER = 0.8  # of the number of rows that an inconclusive check asks for [probability]
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 
 
-@dataclass(frozen=True)
-class Slice:
-    """Scores of the same rows by both models, shape (rows,), higher is better: 0 or 1, or any finite numbers."""
-
-    champion: ArrayLike
-    challenger: ArrayLike
-    kind: Literal["fresh", "old"]
-    metric: str = "exact_match"
-
-
 class Check(BaseModel):
-    """One slice's comparison; the bounds are one-sided at `alpha` each, None where there are too few rows for any."""
+    """One metric on one slice, in the metric's own unit; bounds are one-sided at `alpha` each.
+
+    Bounds and p-values are None where there are too few rows for any, `margin` and `p_value` where nothing is asked.
+    `p_value` is of what would forbid it (worse by the margin or more; on the fresh slice: not better), `p_worse` of
+    "nothing is lost". `rows_needed` is how many rows in all would decide, where that can be said.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     slice: str
+    kind: Kind
     metric: str
-    kind: Literal["fresh", "old"]
+    better: Better
     rows: int
     champion: float | None
     challenger: float | None
     difference: float | None
     lower: float | None
     upper: float | None
-    margin: float
-    outcome: Outcome
+    margin: float | None
+    p_value: float | None
+    p_worse: float | None
+    outcome: Literal["pass", "fail", "inconclusive", "reported"]
+    harmed: bool = False
+    rows_needed: int | None = None
     why: str
 
 
 class Verdict(BaseModel):
-    """What all checks say together, and why."""
+    """What all checks say together, and why.
+
+    `harmed` names the slices that are surely worse than before in some metric, gate or not, if only by less than the
+    margin; `left_out` says of which segments there were too few rows.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     outcome: Outcome
     reason: str
     checks: list[Check]
+    budgets: list[Budget] = []
+    fairness: list[Fairness] = []
+    harmed: list[str] = []
+    left_out: list[str] = []
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Difference of means (challenger - champion), its one-sided bounds, and the statistic of `difference = bar`."""
+def judge(slices: Mapping[str, Slice], settings: JudgingSettings, budgets: Sequence[Cost] = ()) -> Verdict:
+    """Check every gate on every slice, and every budget: any fail fails, all pass pass, else it is inconclusive.
 
-    difference: float
-    lower: float
-    upper: float
-    statistic: float
-
-
-def judge(slices: Mapping[str, Slice], settings: JudgingSettings) -> Verdict:
-    """Check every slice: any fail fails, all pass pass, everything else is inconclusive.
-
-    Raises InputError without slices, for scores of unequal length and for scores that are not finite numbers.
+    Raises InputError without slices, for a slice that lacks a gate, and for scores that are not finite numbers or not
+    of the same rows.
     """
     if not slices:
         raise InputError("there is no slice to judge: give held-out rows of the window, at least")
-    checks = [_check(name, part, settings) for name, part in slices.items()]
-    outcome: Outcome = "pass"
-    for worse in ("inconclusive", "fail"):
-        if any(check.outcome == worse for check in checks):
-            outcome = worse
-    reason = "; ".join(check.why for check in checks if check.outcome == outcome)
-    return Verdict(outcome=outcome, reason=reason, checks=checks)
+    for name, part in slices.items():
+        check(name, part, settings)
+    spent = costs.decide(budgets)
+    judged = {name: part for name, part in slices.items() if not _too_small(part, settings)}
+    even = fairness(judged, settings) if settings.fairness else []
+    checks = _with_harm([one for name, part in judged.items() for one in _checks(name, part, settings)], settings.alpha)
+    outcome, reason = _together([*checks, *even, *spent])
+    return Verdict(
+        outcome=outcome,
+        reason=reason,
+        checks=checks,
+        budgets=spent,
+        fairness=even,
+        harmed=list(dict.fromkeys(one.slice for one in checks if one.harmed)),
+        left_out=[
+            f"{name}: {rows_of(part)} rows, fewer than judging.segment_rows = {settings.segment_rows}"
+            for name, part in slices.items()
+            if name not in judged
+        ],
+    )
 
 
-def compare(champion: ArrayLike, challenger: ArrayLike, bar: float, alpha: float) -> Comparison:
-    """Compare paired scores, shape (rows,), two or more: Tango's score interval for 0/1, else a paired t interval."""
-    first, second = np.asarray(champion, float), np.asarray(challenger, float)
-    if np.isin(first, (0.0, 1.0)).all() and np.isin(second, (0.0, 1.0)).all():
-        gained, lost = int((second > first).sum()), int((second < first).sum())
-        return compare_proportions(gained, lost, len(first), bar, alpha)
-    differences = second - first  # (rows,)
-    difference, error = float(differences.mean()), float(stats.sem(differences))
-    reach = float(stats.t.ppf(1 - alpha, len(differences) - 1)) * error
-    return Comparison(difference, difference - reach, difference + reach, _ratio(difference - bar, error))
+def _too_small(part: Slice, settings: JudgingSettings) -> bool:
+    return part.kind in ("segment", "teacher_errors") and rows_of(part) < settings.segment_rows
 
 
-def compare_proportions(gained: int, lost: int, rows: int, bar: float, alpha: float) -> Comparison:
-    """Compare paired proportions of which `gained` rows went from 0 to 1 and `lost` rows from 1 to 0.
-
-    Tango, Equivalence test and confidence interval for the difference in proportions for the paired-sample design,
-    Statistics in Medicine 17 (1998), 891-908.
-    """
-    z = float(stats.norm.ppf(1 - alpha))
-    lower, upper = _lower_bound(gained, lost, rows, z), -_lower_bound(lost, gained, rows, z)
-    return Comparison((gained - lost) / rows, lower, upper, _score(gained, lost, rows, bar))
+def _checks(name: str, part: Slice, settings: JudgingSettings) -> list[Check]:
+    """Each metric of one slice."""
+    found = compare(part, settings)
+    return [_check(name, part, metric, found.get(metric), settings) for metric in part.scores]
 
 
-def _score(gained: int, lost: int, rows: int, delta: float) -> float:
-    """Tango's statistic of `difference = delta`, standard normal if that is so; it falls as delta grows."""
-    # The likeliest share of lost rows under that hypothesis solves a q^2 + b q + c = 0.
-    a = 2 * rows
-    b = (2 * rows - gained + lost) * delta - gained - lost
-    c = -lost * delta * (1 - delta)
-    q = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
-    variance = rows * (2 * q + delta * (1 - delta))
-    return _ratio(gained - lost - rows * delta, math.sqrt(max(variance, 0.0)))
-
-
-def _lower_bound(gained: int, lost: int, rows: int, z: float) -> float:
-    """The smallest difference whose score is not above z, by bisection between -1 and the estimate."""
-    low, high = -1.0, (gained - lost) / rows
-    for _ in range(50):  # to 2e-15
-        middle = (low + high) / 2
-        if _score(gained, lost, rows, middle) > z:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def _ratio(value: float, error: float) -> float:
-    """Value / error, where an error of 0 means that nothing is uncertain."""
-    if error > 0:
-        return value / error
-    return math.copysign(math.inf, value) if value else 0.0
-
-
-def _check(name: str, part: Slice, settings: JudgingSettings) -> Check:
-    champion, challenger = _paired(name, part)
-    rows, margin = len(champion), settings.margin if part.kind == "old" else 0.0
-    found = compare(champion, challenger, -margin, settings.alpha) if rows > 1 else None
-    outcome, because = _decide(rows, found, part.kind, settings)
+def _check(name: str, part: Slice, metric: str, found: Comparison | None, settings: JudgingSettings) -> Check:
+    paired = part.scores[metric]
+    rows = len(np.asarray(paired.champion))
+    better = better_of(metric, paired)
+    sign = 1.0 if better == "higher" else -1.0
+    margin = margin_of(part.kind, metric, settings)
+    outcome, needed, because = _decide(rows, found, sign, margin, settings)
+    lower, upper = sorted((sign * found.lower, sign * found.upper)) if found else (None, None)
     return Check(
         slice=name,
-        metric=part.metric,
         kind=part.kind,
+        metric=metric,
+        better=better,
         rows=rows,
-        champion=float(champion.mean()) if rows else None,
-        challenger=float(challenger.mean()) if rows else None,
-        difference=float((challenger - champion).mean()) if rows else None,
-        lower=found.lower if found else None,
-        upper=found.upper if found else None,
+        champion=_value(metric, paired.champion),
+        challenger=_value(metric, paired.challenger),
+        difference=sign * found.gain if found else None,
+        lower=lower,
+        upper=upper,
         margin=margin,
+        p_value=found.p_value if found and margin is not None else None,
+        p_worse=found.p_worse if found else None,
         outcome=outcome,
-        why=f"{name}: {because}",
+        rows_needed=needed,
+        why=f"{name}, {metric}: {because}",
     )
 
 
-def _decide(rows: int, found: Comparison | None, kind: str, settings: JudgingSettings) -> tuple[Outcome, str]:
-    """The outcome of one check and the sentence that says why."""
+def _value(metric: str, scores: ArrayLike) -> float | None:
+    """What one model has in a metric; None without rows."""
+    array = np.asarray(scores, np.float64)
+    if not len(array):
+        return None
+    return calibration_error(array) if metric == CALIBRATION else float(array.mean())
+
+
+def _decide(
+    rows: int, found: Comparison | None, sign: float, margin: float | None, settings: JudgingSettings
+) -> tuple[Literal["pass", "fail", "inconclusive", "reported"], int | None, str]:
+    """The outcome of one check, how many rows would decide, and the sentence that says why."""
     if found is None or rows < settings.min_rows:
-        missing = settings.min_rows - rows
-        return (
-            "inconclusive",
-            f"{rows} held-out rows, {missing} more are needed (judging.min_rows = {settings.min_rows})",
-        )
-    bar = 0.0 if kind == "fresh" else -settings.margin
-    claim = "it is better" if kind == "fresh" else f"it loses less than {settings.margin:g}"
+        said = f"{rows} rows, {settings.min_rows - rows} more are needed (judging.min_rows = {settings.min_rows})"
+        return ("reported" if margin is None else "inconclusive"), settings.min_rows, said
+    ends = sorted((sign * found.lower, sign * found.upper))
     numbers = (
-        f"challenger - champion = {found.difference:+.4f} on {rows} rows, "
-        f"between {found.lower:+.4f} and {found.upper:+.4f} (one-sided {1 - settings.alpha:.0%} bounds)"
+        f"challenger - champion = {sign * found.gain:+.4f} on {rows} rows, between {ends[0]:+.4f} and {ends[1]:+.4f} "
+        f"(one-sided {1 - settings.alpha:.0%} bounds)"
     )
-    if found.lower > bar:
-        return "pass", f"{numbers}: {claim}"
-    if found.upper < bar:
-        return "fail", f"{numbers}: " + (
-            "it is worse" if kind == "fresh" else f"it loses more than {settings.margin:g}"
-        )
-    return "inconclusive", f"{numbers}: whether {claim} stays open; {_rows_wanted(rows, found, settings)}"
+    if margin is None:
+        return "reported", None, numbers
+    claim = f"it loses less than {margin:g}" if margin else "it is better"
+    if found.p_value <= settings.alpha:
+        return "pass", None, f"{numbers}: {claim}"
+    if found.upper < -margin:
+        return "fail", None, f"{numbers}: " + (f"it loses more than {margin:g}" if margin else "it is worse")
+    needed, told = _rows_wanted(rows, found, margin, settings.alpha)
+    return "inconclusive", needed, f"{numbers}: whether {claim} stays open; {told}"
 
 
-def _rows_wanted(rows: int, found: Comparison, settings: JudgingSettings) -> str:
+def _rows_wanted(rows: int, found: Comparison, margin: float, alpha: float) -> tuple[int | None, str]:
     """How many rows would decide, if their scores fell out as these did: statistics grow with the root of the rows."""
-    wanted = float(stats.norm.ppf(1 - settings.alpha) + stats.norm.ppf(POWER))
-    if abs(found.statistic) < wanted / 1000:
-        return "the difference lies on the bound itself, more rows like these would not decide"
-    needed = math.ceil(rows * (wanted / found.statistic) ** 2)
-    return f"about {needed} rows like these would decide ({POWER:.0%} sure)"
+    wanted = float(stats.norm.ppf(1 - alpha) + stats.norm.ppf(POWER)) * found.error
+    distance = found.gain + margin  # from the bar; the slack is in the way of passing, not of failing
+    wanted += found.slack if distance > 0 else 0.0
+    if abs(distance) * 1000 < wanted or not distance:
+        return None, "the difference lies on the bound itself, more rows like these would not decide"
+    needed = max(math.ceil(rows * (wanted / distance) ** 2), rows + 1)
+    return needed, f"about {needed} rows like these would decide ({POWER:.0%} sure), {needed - rows} more"
 
 
-def _paired(name: str, part: Slice) -> tuple[np.ndarray, np.ndarray]:
-    """Both models' scores, shape (rows,), checked."""
-    champion, challenger = np.asarray(part.champion, float), np.asarray(part.challenger, float)
-    if champion.ndim != 1 or champion.shape != challenger.shape:
-        raise InputError(
-            f"slice {name!r} has {champion.shape} scores of the champion and {challenger.shape} of the challenger: "
-            "both need one score for each of the same rows"
-        )
-    for who, scores in (("champion", champion), ("challenger", challenger)):
-        bad = int((~np.isfinite(scores)).sum())
-        if bad:
-            raise InputError(
-                f"slice {name!r}: {bad} {part.metric} scores of the {who} are no finite numbers: score again"
-            )
-    if part.kind not in ("fresh", "old"):
-        raise InputError(
-            f"slice {name!r} is of kind {part.kind!r}: say 'fresh' (to be gained on) or 'old' (to be kept)"
-        )
-    return champion, challenger
+def _with_harm(checks: list[Check], alpha: float) -> list[Check]:
+    """Mark where something is surely lost: p-values that no loss is to be seen, corrected over all checks (Holm)."""
+    adjusted = holm([1.0 if check.p_worse is None else check.p_worse for check in checks])
+    return [check.model_copy(update={"harmed": p <= alpha}) for check, p in zip(checks, adjusted, strict=True)]
+
+
+def _together(found: Sequence[Check | Fairness | Budget]) -> tuple[Outcome, str]:
+    """The worst outcome among them, and the sentences of those that have it."""
+    outcomes: tuple[Outcome, ...] = ("fail", "inconclusive", "pass")
+    for outcome in outcomes:
+        if told := [one.why for one in found if one.outcome == outcome]:
+            return outcome, "; ".join(told)
+    return "inconclusive", "nothing was asked: judging.gates names no metric, and every budget is without limit"
+
+
+if __name__ == "__main__":
+    from monitoring.regression_command import main
+
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What can be set about watching: the request log, the reference, drift, policy and verdict."""
+"""What can be set about watching: the request log, the reference, drift and policy."""
 
 import re
 from datetime import UTC, datetime
@@ -144,17 +144,6 @@ class DriftSettings(Section):
         if self.critical_bound < self.psi_bound:
             raise ValueError(f"critical_bound {self.critical_bound:g} is below psi_bound {self.psi_bound:g}: swap them")
         return self
-
-
-class JudgingSettings(Section):
-    """When a challenger counts as not worse, and as better."""
-
-    margin: float = Field(
-        0.02, ge=0, lt=1, description="largest loss of exact match on an old slice that is accepted [share]"
-    )
-    alpha: float = Field(0.05, gt=0, lt=0.5, description="one-sided level of each comparison [probability]")
-    min_rows: int = Field(100, ge=10, description="a slice with fewer held-out rows is inconclusive [rows]")
-    max_rows: int = Field(5000, ge=100, description="held-out rows scored a slice, drawn without replacement [rows]")
 
 
 class PolicySettings(Section):

@@ -1,203 +1,197 @@
-"""Judging: champion and challenger answer the same held-out rows, and a paired test decides."""
+"""Judging: champion and challenger answer the same held-out rows, and a paired test decides.
 
+judge/scores.parquet    every row with its answers and scores; it holds prompts, and stays in the run's folder
+judge/verdict.json      the verdict, null for a first champion
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import pandas as pd
 from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
 
-from distill import scoring
-from distill.errors import Failure
-from distill.mixture import draw
-from distill.obtained import nothing
-from distill.scoring import Scores
-from monitoring import regression, traffic
-from monitoring.regression import Slice, Verdict
-from monitoring.settings import JudgingSettings
-from monitoring.traffic import Window
-from tasks import costs, progress, purchases, teach
-from tasks.learned import ERRORS_FILE
-from tasks.plan import WINDOW_FILE
+from distill import harness
+from distill.loaded import Loaded, load
+from monitoring import regression
+from monitoring.budgets import Cost
+from monitoring.feature_settings import REFUSAL
+from monitoring.judging_settings import JudgingSettings
+from monitoring.regression import Paired, Slice, Verdict
+from tasks import budgets, costs, measured, progress, purchases
+from tasks.measured import Measured
 from tasks.run import Run, run_stage
+from tasks.slices import TEACHER_ERRORS, HeldOut, held_out_slices, segments, teacher_errors
+from tasks.targets import unanswered, with_targets
 from tasks.teaching import Teaching
+
+WORST_FIRST = ("fail", "inconclusive", "pass", "reported")
+TRAFFIC = ("fresh", "old")  # kinds of slices whose exact match is a result of its own
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Held-out rows of one slice, with the answer each of them should get."""
+class Judged:
+    """What both models showed: scores of the rows, of lm-eval's tasks, and what they take."""
 
-    name: str
-    kind: Literal["fresh", "old"]
-    rows: pd.DataFrame
+    slices: list[HeldOut]
+    measured: Measured
+    tasks: Mapping[str, Slice]
+    costs: list[Cost]
 
 
 @task(name="judge", cache_policy=NO_CACHE)
-def judge(run: Run, log: str, student: Path, settings: JudgingSettings, teaching: Teaching) -> dict[str, Any]:
-    """Return the verdict on the challenger, with its and the champion's exact match on every slice."""
+def judge(
+    run: Run, log: str, student: Path, settings: JudgingSettings, teaching: Teaching, refusal: str = REFUSAL
+) -> dict[str, Any]:
+    """Return the verdict on the challenger, with its and the champion's scores on every slice.
+
+    refusal: pattern of `features.refusal`. Without a champion there is nothing to compare, and it passes.
+    """
     champion = run.request.champion
 
     def work(folder: Path) -> dict[str, Any]:
-        slices, left_out = held_out_slices(run, log, settings, teaching)
-        targets, cost = with_targets(slices, student, teaching, run.asked("judge"))
-        left_out += _unanswered(slices, targets)
-        models = {"challenger": student} | ({"champion": Path(champion.checkpoint)} if champion else {})
-        scored = pd.concat([_scored(part, models, teaching) for part in targets if len(part)], ignore_index=True)
-        scored.to_parquet(folder / "scores.parquet", index=False)
-        verdict = _verdict(scored, slices, settings) if champion else None
+        slices, left_out = judged_slices(run, log, settings, teaching)
+        parts, cost = with_targets(
+            slices, student, teaching, run.asked("judge"), buy_agreement=settings.buy_teacher_agreement
+        )
+        left_out += unanswered(slices, parts)
+        models = _loaded(run, student, teaching)
+        judged = _measure(slices, pd.concat(parts, ignore_index=True), models, settings, teaching, refusal)
+        judged.measured.rows.to_parquet(folder / "scores.parquet", index=False)
+        verdict = regression.judge(_pairs(judged, settings), settings, judged.costs) if champion else None
         (folder / "verdict.json").write_text(verdict.model_dump_json(indent=1) if verdict else "null")
-        return {
-            "outcome": verdict.outcome if verdict else "pass",
-            "reason": verdict.reason if verdict else "the first champion: there is none to compare it with",
-            "checks": [check.model_dump(mode="json") for check in verdict.checks] if verdict else [],
-            "exact_match": _means(scored, list(models)),
-            "teacher_errors": on_teacher_errors(run, student, folder, teaching),
-            "left_out": left_out,
-            **cost,
-        }
+        return {**_result(verdict, judged), "left_out": left_out + (verdict.left_out if verdict else []), **cost}
 
     result = run_stage(
         run,
         "judge",
         work,
-        inputs={"challenger": str(student), "champion": champion.digest if champion else None},
+        inputs={
+            "challenger": str(student),
+            "champion": champion.digest if champion else None,
+            **run.request.judged_by,
+        },
         settings=settings,
     )
     purchases.record(run, "judge", teaching.ledger)
     costs.show("judge", result)
-    create_table_artifact(
-        result["checks"] or [{"slice": name, **means} for name, means in result["exact_match"].items()],
-        key="verdict",
-        description=f"Verdict: {result['outcome']}. {result['reason']}",
-    )
+    _show(result)
     return result
 
 
-def held_out_slices(
-    run: Run, log: str, settings: JudgingSettings, teaching: Teaching
-) -> tuple[list[HeldOut], list[str]]:
-    """Return the fresh slice and one for each earlier profile window, and what was left out as too small.
-
-    No row is in two slices: a newer window's rows belong to it alone.
-    """
-    fresh = pd.read_parquet(run.folder / WINDOW_FILE)
-    if run.request.champion is None:
-        fresh = traffic.read_window(log, Window.parse(run.request.profile_window))
-    slices = [HeldOut(f"fresh {run.request.window}", "fresh", _held_out(fresh, settings, teaching))]
-    taken, left_out = set(fresh["request_id"]), []
-    for text in reversed(run.request.champion.profiled if run.request.champion else []):
-        rows = traffic.read_window(log, Window.parse(text))
-        rest = rows[~rows["request_id"].isin(taken)]
-        taken |= set(rest["request_id"])
-        chosen = _held_out(rest, settings, teaching)
-        if len(rest) < len(rows) and len(chosen) < settings.min_rows:
-            left_out.append(f"{text}: only {len(chosen)} held-out rows lie outside newer windows")
-            continue
-        slices.append(HeldOut(f"old {text}", "old", chosen))
-    return slices, left_out
+def judged_slices(run: Run, log: str, settings: JudgingSettings, teaching: Teaching) -> tuple[list[HeldOut], list[str]]:
+    """Return all slices of rows but the segments, and what was left out."""
+    slices, left_out = held_out_slices(run, log, settings, teaching)
+    errors = teacher_errors(run)
+    return [*slices, *([errors] if errors else [])], left_out
 
 
-def with_targets(
-    slices: list[HeldOut], student: Path, teaching: Teaching, asked: Path
-) -> tuple[list[pd.DataFrame], dict[str, Any]]:
-    """Return each slice's rows with `target` (its label, or the teacher's answer while there is none) and the cost.
-
-    Rows that have neither, because the teacher withheld its answer, are not among them; Failure where all have neither.
-    """
-    rows = pd.concat([part.rows.assign(slice=part.name) for part in slices], ignore_index=True)
-    unlabelled = rows["reference"].isna()
-    rows["target"], rows["by_teacher"] = rows["reference"], unlabelled
-    obtained, names = nothing(), rows.loc[unlabelled, "slice"].to_numpy(str)
-    if unlabelled.any():
-        texts, obtained = teach.answers(
-            rows.loc[unlabelled, "prompt"].tolist(), student, teaching, asked, "held-out rows without a label"
-        )
-        rows.loc[unlabelled, "target"] = texts
-    parts = {part.name: obtained.part(names == part.name) for part in slices}
-    cost = costs.report(obtained, parts, teaching.teacher)
-    if rows["target"].isna().all():
-        raise Failure(
-            f"none of {len(rows)} held-out rows has a label, and the teacher withheld its answers to all of them: look "
-            "at what its endpoint filters"
-        )
-    rows = rows[rows["target"].notna()]
-    cost["targets_by_teacher"] = int(rows["by_teacher"].sum())
-    return [rows[rows["slice"] == part.name] for part in slices], cost
+def _loaded(run: Run, student: Path, teaching: Teaching) -> dict[str, Loaded]:
+    """Return the challenger and, if there is one, the champion: both in memory, once for all that is measured."""
+    champion, device = run.request.champion, teaching.teacher.device
+    before = {"champion": load(champion.checkpoint, device, "champion")} if champion else {}
+    return {**before, "challenger": load(student, device, "challenger")}
 
 
-def _unanswered(slices: list[HeldOut], targets: list[pd.DataFrame]) -> list[str]:
-    """Say how many rows are not judged by, because they have neither label nor answer of the teacher."""
-    missing = {part.name: len(part.rows) - len(rows) for part, rows in zip(slices, targets, strict=True)}
-    return [f"{name}: {count} rows to which the teacher gave no answer" for name, count in missing.items() if count]
+def _measure(
+    slices: list[HeldOut],
+    rows: pd.DataFrame,
+    models: Mapping[str, Loaded],
+    settings: JudgingSettings,
+    teaching: Teaching,
+    refusal: str,
+) -> Judged:
+    found = measured.measure(rows, models, settings, teaching, refusal)
+    tasks = _tasks(models, settings, teaching)
+    if "champion" not in models:
+        return Judged(slices, found, tasks, [])
+    fresh = found.rows[found.rows["slice"] == slices[0].name]
+    taken = budgets.measure(models["champion"], models["challenger"], fresh["prompt"], settings, teaching)
+    return Judged(slices, found, tasks, taken)
 
 
-def on_teacher_errors(run: Run, student: Path, folder: Path, teaching: Teaching) -> dict[str, float] | None:
-    """Return on which share of the teacher-error set champion and challenger answer as the teacher; None without any.
-
-    A report and no part of the verdict: the rows were chosen because the champion fails on them, so it is at 0 and any
-    challenger seems better. It says how much of what the champion did not know was learned beyond the rows trained on.
-    """
-    file = run.stage("signals") / ERRORS_FILE
-    errors = pd.read_parquet(file) if file.is_file() else pd.DataFrame()
-    if errors.empty:
-        return None
-    prompts = pd.read_parquet(run.folder / WINDOW_FILE, columns=["request_id", "prompt"])
-    rows = errors.merge(prompts, on="request_id", validate="one_to_one")
-    responses = _scores(rows["prompt"], student, teaching, "challenger on the teacher-error set").responses
-    rows = rows.assign(challenger_response=responses).drop(columns="prompt")
-    rows.to_parquet(folder / ERRORS_FILE, index=False)
-    said = {
-        name: np.char.strip(rows[f"{name}_response"].to_numpy(str)) for name in ("teacher", "champion", "challenger")
-    }
-    agreed = {name: float((said[name] == said["teacher"]).mean()) for name in ("champion", "challenger")}
-    return {"rows": len(rows), **{name: round(share, 6) for name, share in agreed.items()}}
-
-
-def _scores(prompts: pd.Series, model: Path, teaching: Teaching, what: str) -> Scores:
-    with progress.bar(f"scoring: {what}", "rows") as shown:
-        return scoring.score(
-            model,
-            prompts.tolist(),
-            max_prompt_tokens=teaching.student.max_prompt_tokens,
-            max_new_tokens=teaching.student.max_new_tokens,
-            batch_size=teaching.teacher.batch_size,
-            device=teaching.teacher.device,
-            progress=shown,
-        )
-
-
-def _held_out(frame: pd.DataFrame, settings: JudgingSettings, teaching: Teaching) -> pd.DataFrame:
-    chosen = frame[traffic.row_hash(frame["request_id"]) >= teaching.traffic.held_out_from]
-    if len(chosen) > settings.max_rows:
-        chosen = chosen.iloc[draw(len(chosen), settings.max_rows, seed=0)]
-    return chosen
-
-
-def _scored(rows: pd.DataFrame, models: dict[str, Path], teaching: Teaching) -> pd.DataFrame:
-    scored = rows[["request_id", "prompt", "slice", "target", "by_teacher"]].copy()
+def _tasks(models: Mapping[str, Loaded], settings: JudgingSettings, teaching: Teaching) -> dict[str, Slice]:
+    """Return a slice for each metric of each of lm-eval's tasks; none without tasks, or without a champion."""
+    if not settings.lm_eval or "champion" not in models:
+        return {}
+    scores = {}
     for name, model in models.items():
-        scores = _scores(rows["prompt"], model, teaching, f"{name} on {rows['slice'].iloc[0]}")
-        scored[f"{name}_response"] = scores.responses
-        scored[f"{name}_mean_logprob"] = scores.mean_logprob
-        right = np.char.strip(np.asarray(scores.responses, str)) == np.char.strip(rows["target"].to_numpy(str))
-        scored[f"{name}_exact_match"] = right.astype(float)
-    return scored
+        with progress.bar(f"judging: {name} in lm-eval", "tasks") as shown:
+            scores[name] = harness.scores(settings.lm_eval, model, teaching.teacher.batch_size, shown)
+    return {
+        f"lm_eval {name}": Slice("lm_eval", {"lm_eval": Paired(champion, scores["challenger"][name])})
+        for name, champion in scores["champion"].items()
+    }
 
 
-def _verdict(scored: pd.DataFrame, slices: list[HeldOut], settings: JudgingSettings) -> Verdict:
-    pairs = {}
-    for part in slices:  # one without rows stays in: it is inconclusive, and says so
-        own = scored[scored["slice"] == part.name]
-        champion, challenger = (own[f"{model}_exact_match"].to_numpy() for model in ("champion", "challenger"))
-        pairs[part.name] = Slice(champion=champion, challenger=challenger, kind=part.kind)
-    return regression.judge(pairs, settings)
+def _pairs(judged: Judged, settings: JudgingSettings) -> dict[str, Slice]:
+    """Return what is compared: each slice of rows, the segments of the fresh one, and lm-eval's tasks."""
+    rows, found = judged.measured.rows, {}
+    for part in judged.slices:  # one without rows stays in: it is inconclusive, and says so
+        own = rows[rows["slice"] == part.name]
+        found[part.name] = Slice(part.kind, measured.paired(own, judged.measured, settings))
+    fresh = rows[rows["slice"] == judged.slices[0].name]
+    for name, column, chosen in segments(fresh):
+        found[name] = Slice("segment", measured.paired(fresh[chosen], judged.measured, settings), column)
+    return found | dict(judged.tasks)
 
 
-def _means(scored: pd.DataFrame, models: list[str]) -> dict[str, dict[str, float]]:
-    columns = {f"{name}_exact_match": name for name in models}
-    means = scored.groupby("slice")[list(columns)].mean().rename(columns=columns)
-    means["rows"] = scored.groupby("slice").size().astype(float)
-    return {str(name): {str(k): round(float(v), 6) for k, v in row.items()} for name, row in means.iterrows()}
+def _result(verdict: Verdict | None, judged: Judged) -> dict[str, Any]:
+    means = measured.means(judged.measured)
+    traffic = [part.name for part in judged.slices if part.kind in TRAFFIC and part.name in means]
+    return {
+        "outcome": verdict.outcome if verdict else "pass",
+        "reason": verdict.reason if verdict else "the first champion: there is none to compare it with",
+        "checks": [check.model_dump(mode="json") for check in verdict.checks] if verdict else [],
+        "budgets": [budget.model_dump(mode="json") for budget in verdict.budgets] if verdict else [],
+        "harmed": verdict.harmed if verdict else [],
+        "exact_match": {name: means[name]["exact_match"] for name in traffic},
+        "metrics": means,
+        "teacher_errors": means.get(TEACHER_ERRORS, {}).get("exact_match"),
+        "truncated": dict(judged.measured.truncated),
+    }
+
+
+def _show(result: Mapping[str, Any]) -> None:
+    """Show the verdict in Prefect's interface: a row for each check and budget, the worst first."""
+    create_table_artifact(
+        table(result),
+        key="verdict",
+        description=f"Verdict: {result['outcome']}. {result['reason']}",
+    )
+    if any(result["truncated"].values()):
+        get_run_logger().warning(
+            "judged by what the limits leave of them: %d prompts, %d targets (student.max_prompt_tokens, "
+            "student.max_new_tokens)", result["truncated"]["prompts"], result["truncated"]["targets"]
+        )  # fmt: skip
+
+
+def table(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a verdict as a table for people: a row for each check and budget, the worst first; of a first champion
+    its own scores.
+    """
+    if not result["checks"]:
+        return [
+            {"slice": name, "metric": metric, **values}
+            for name, metrics in result["metrics"].items()
+            for metric, values in metrics.items()
+        ]
+    shown = ("slice", "metric", "rows", "champion", "challenger", "difference", "lower", "upper", "margin", "why")
+    checks = [
+        {"outcome": check["outcome"], **{name: _rounded(check[name]) for name in shown}, "harmed": check["harmed"]}
+        for check in sorted(result["checks"], key=lambda check: not check["harmed"])
+    ]
+    spent = [
+        {"outcome": one["outcome"], "slice": "budget", "metric": f"{one['name']} [{one['unit']}]"}
+        | {name: _rounded(one[name]) for name in ("champion", "challenger", "why")}
+        for one in result["budgets"]
+    ]
+    return sorted([*checks, *spent], key=lambda row: WORST_FIRST.index(row["outcome"]))
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 6) if isinstance(value, float) else value

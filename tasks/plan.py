@@ -24,12 +24,14 @@ from distill.settings import StudentSettings, TrainingSettings
 from distill.teacher_settings import TeacherSettings
 from monitoring import traffic
 from monitoring.errors import InputError as WatchingInputError
+from monitoring.golden import golden_digest, read_golden
+from monitoring.judging_settings import JudgingSettings
 from monitoring.settings import ReferenceSettings, TrafficSettings
 from monitoring.traffic import Window
 from tasks import approve
 from tasks.run import Champion, Request, Run, read_json, write_json
 
-WINDOW_FILE = "window.parquet"
+WINDOW_FILE, GOLDEN_FILE = "window.parquet", "golden.parquet"
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,13 @@ def plan(
     packaging: PackagingSettings,
     training: TrainingSettings,
     on_policy: OnPolicySettings,
+    judging: JudgingSettings,
     changing: dict[str, Any],
 ) -> Run:
     """Return the run of this request: the finished one, the unfinished one, or a new one.
 
-    Raises InputError when the window is empty or a model cannot be used; nothing has been started then.
+    Raises InputError when the window is empty, or a model or what is judged by cannot be used; nothing has been
+    started then.
     """
     from distill.divergence import check_kernel
     from distill.models import resolve_device
@@ -74,6 +78,7 @@ def plan(
         get_run_logger().warning(notice)
     frame = rows_of(log, window)
     teacher_digest = _usable_models(student, teacher, champion)
+    golden = read_golden(judging.golden) if judging.golden else None
     request = Request(
         retrain_id="",
         student=student.name,
@@ -87,6 +92,7 @@ def plan(
         settings=changing,
         champion=champion,
         notice=notice,
+        judged_by=_judged_by(golden, judging),
     )
     found, retrain_id = _latest(request, runs, again=asked.again)
     if found is not None and found.result():
@@ -96,7 +102,7 @@ def plan(
     check_kernel(training.loss_kernel, resolve_device(training.device))
     rounds.check(training, on_policy)
     _check_split(frame, log, request, traffic_settings)
-    return found or _new(request.model_copy(update={"retrain_id": retrain_id}), runs, frame)
+    return found or _new(request.model_copy(update={"retrain_id": retrain_id}), runs, frame, golden)
 
 
 def asked_before(retrain_id: str, registry: Registry, runs: Path, changing: dict[str, Any]) -> Run:
@@ -209,6 +215,14 @@ def _usable_models(student: StudentSettings, teacher: TeacherSettings, champion:
     return asked.digest
 
 
+def _judged_by(golden: pd.DataFrame | None, judging: JudgingSettings) -> dict[str, str]:
+    """Return the digests of what is judged by beside the traffic; raises InputError when it cannot be used."""
+    from distill import harness
+
+    found = {"golden": golden_digest(golden)} if golden is not None else {}
+    return found | ({"lm_eval": harness.digest(judging.lm_eval)} if judging.lm_eval else {})
+
+
 def _check_split(frame: pd.DataFrame, log: str, request: Request, settings: TrafficSettings) -> None:
     """Raise InputError when the window has no rows to learn from, to judge by or to profile."""
     hashes = traffic.row_hash(frame["request_id"])
@@ -247,12 +261,14 @@ def _latest(request: Request, runs: Path, *, again: bool) -> tuple[Run | None, s
     return latest, retrain_id
 
 
-def _new(request: Request, runs: Path, frame: pd.DataFrame) -> Run:
+def _new(request: Request, runs: Path, frame: pd.DataFrame, golden: pd.DataFrame | None) -> Run:
     run = Run(runs / request.retrain_id, request)
     run.folder.mkdir(parents=True, exist_ok=True)
-    partial = run.folder / f".{WINDOW_FILE}.{os.getpid()}"  # another process may be making the same request
-    frame.to_parquet(partial, index=False)
-    os.replace(partial, run.folder / WINDOW_FILE)
+    for name, rows in ((WINDOW_FILE, frame), (GOLDEN_FILE, golden)):
+        if rows is not None:
+            partial = run.folder / f".{name}.{os.getpid()}"  # another process may be making the same request
+            rows.to_parquet(partial, index=False)
+            os.replace(partial, run.folder / name)
     write_json(run.folder / "request.json", request.model_dump())
     return run
 
@@ -260,6 +276,7 @@ def _new(request: Request, runs: Path, frame: pd.DataFrame) -> Run:
 def _identity(request: Request) -> str:
     """Student, window contents, what changes the result, and the models by content; not the champion of the day."""
     asked = request.model_dump(include={"student", "window_digest", "settings", "teacher", "base", "force"})
+    asked |= {"judged_by": request.judged_by} if request.judged_by else {}  # earlier requests had none
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
 
 

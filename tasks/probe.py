@@ -19,17 +19,19 @@ from distill.mixture import draw
 from distill.obtained import Obtained
 from distill.signals import SignalStore
 from monitoring.history import Probed
+from monitoring.judging_settings import JudgingSettings
 from monitoring.ledger import Ledger
 from monitoring.probe import Agreement, Sampled, told
 from monitoring.probe import probe as judged
 from monitoring.profile import ReferenceProfile
-from monitoring.settings import JudgingSettings, ProbeSettings
+from monitoring.settings import ProbeSettings
 from tasks import costs, purchases, teach
-from tasks.judge import held_out_slices
 from tasks.learned import learned_rows
 from tasks.plan import WINDOW_FILE
 from tasks.profile import agreement_rows, profiled_rows
 from tasks.run import Champion, Run, profile_folder, read_json, run_stage
+from tasks.slices import held_out_slices
+from tasks.targets import to_ask
 from tasks.teaching import Teaching, asked_with, spoken_to, teacher_of
 from tasks.train import step_records
 from tasks.watch import ROWS_FILE
@@ -101,7 +103,8 @@ def settle(run: Run, ledger: Path) -> dict[str, float | None] | None:
     found = run.manifests()
     if "probe" not in found or "judge" not in found:
         return None
-    fresh = next(check for check in found["judge"]["result"]["checks"] if check["kind"] == "fresh")
+    checks = found["judge"]["result"]["checks"]
+    fresh = next(one for one in checks if one["kind"] == "fresh" and one["metric"] == "exact_match")
     true = {
         "gain": fresh["difference"],
         "tokens": sum(stage["result"].get("bought_tokens", 0) for name, stage in found.items() if name in AFTER),
@@ -149,9 +152,9 @@ def _cost(
 
     learned = learned_rows(run, log, teaching)
     slices, _ = held_out_slices(run, log, settings.judging, teaching)
-    unlabelled = [part.rows[part.rows["reference"].isna()] for part in slices]
+    judged = to_ask(slices, buy_agreement=settings.judging.buy_teacher_agreement)
     profiled = agreement_rows(profiled_rows(run, log, teaching.traffic), settings.probe)
-    prompts = pd.concat([learned, *unlabelled, profiled])["prompt"].tolist()
+    prompts = pd.concat([learned, judged, profiled])["prompt"].tolist()
     tokenizer, store = asked_with(start, teaching), SignalStore(teaching.signals)
     encoded = encode(tokenizer, prompts, teaching.student.max_prompt_tokens)
     ids, asked = encoded.ids, teacher_of(teaching, spoken=spoken_to(teaching, tokenizer, prompts, encoded))

@@ -59,6 +59,7 @@ class Request(BaseModel):
     settings: dict[str, Any]  # those that change the result
     champion: Champion | None
     notice: str = ""
+    judged_by: dict[str, str] = {}  # digests of the golden set and of lm-eval's tasks, where there are any
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
+from distill.buying import answers_to
 from distill.errors import Failure
 from distill.mixing import audit
 from distill.obtained import Obtained, together
@@ -179,6 +180,21 @@ def answers(
     ids, missing = [store.get(key.tobytes()).answer for key in obtained.keys], withheld(store, obtained.keys)
     texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in ids]
     return [None if none else text for text, none in zip(texts, missing, strict=True)], obtained
+
+
+def known_answers(prompts: list[str], start: Path, settings: Teaching) -> list[str | None]:
+    """Return the teacher's answers that are stored already, None where there is none; nobody is asked."""
+    from distill.prompts import encode
+
+    tokenizer, store = asked_with(start, settings), SignalStore(settings.signals)
+    encoded = encode(tokenizer, prompts, settings.student.max_prompt_tokens)
+    keys = answers_to(teacher_of(settings, spoken=spoken_to(settings, tokenizer, prompts, encoded)), encoded.ids).keys
+    there = store.contains(keys)
+    there[there] = ~withheld(store, keys[there])
+    return [
+        tokenizer.decode(store.get(key.tobytes()).answer, skip_special_tokens=True) if known else None
+        for key, known in zip(keys, there, strict=True)
+    ]
 
 
 def compared(

@@ -1,6 +1,6 @@
 """The teacher in this process, scoring answers that another model has given.
 
-Shapes: T tokens of an answer, k kept tokens, D width of the states, V vocabulary, B rows of a batch, L tokens.
+Shapes: T tokens of an answer, k kept tokens, D width of the states, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.errors import InputError
-from distill.loss.inside import Output, output_of, run
+from distill.likelihood import answer_logits, answer_states
+from distill.loss.inside import Output, output_of
 from distill.models import load_model
 from distill.prompts import vocabulary_size
 from distill.teachers.of_checkpoint import OfCheckpoint
@@ -52,34 +53,19 @@ class LocalScores(OfCheckpoint):
         order = sorted(range(len(rows)), key=lambda at: -len(rows[at]))
         for first in range(0, len(order), self.batch_size):
             chosen = order[first : first + self.batch_size]
-            for at, states in zip(chosen, self._states(model, output, [rows[at] for at in chosen]), strict=True):
+            for at, states in zip(chosen, answer_states(model, output, [rows[at] for at in chosen]), strict=True):
                 yield at, self._signal(model, output, rows[at].answer, states, vocabulary)
             if progress:
                 progress(min(first + self.batch_size, len(order)), len(order))
 
     @torch.inference_mode()
-    def _states(self, model: Any, output: Output, rows: Sequence[Spoken]) -> list[Tensor]:
-        """Return what the output layer is given for each row's answer tokens, (T, D) each."""
-        length = max(map(len, rows))
-        ids, filled = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.long)
-        for b, row in enumerate(rows):
-            ids[b, : len(row)] = torch.from_numpy(row.whole.astype(np.int64))
-            filled[b, : len(row)] = 1
-        inputs = {"input_ids": ids.to(model.device), "attention_mask": filled.to(model.device)}
-        final = run(model, output, inputs).final  # (B, L, D)
-        # The state before a token is what predicts it.
-        return [final[b, len(row.prompt) - 1 : len(row) - 1] for b, row in enumerate(rows)]
-
-    @torch.inference_mode()
     def _signal(
         self, model: Any, output: Output, answer: NDArray[np.int32], states: Tensor, vocabulary: int
     ) -> AnySignal:
-        head, parts = model.get_output_embeddings(), []
+        parts = []
         said = torch.from_numpy(answer.astype(np.int64)).to(states.device)[:, None]
         for first in range(0, len(states), _ROWS):
-            logits = head(states[first : first + _ROWS])[:, :vocabulary].float()
-            if output.softcap:
-                logits = output.softcap * torch.tanh(logits / output.softcap)
+            logits = answer_logits(model, output, states[first : first + _ROWS], vocabulary)
             logprobs = logits.log_softmax(-1)  # (rows, V)
             own = logprobs.gather(-1, said[first : first + _ROWS])[:, 0]
             kept, ids = logprobs.topk(self.top_k, -1)

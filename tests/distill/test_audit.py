@@ -124,7 +124,9 @@ def test_a_student_of_a_teacher_that_errs_in_20_percent_is_better_for_the_quaran
     for seed in range(5):
         world = World(seed)
         rows = len(world.truth)
-        agreed = agreement(world.samples, np.ones_like(world.samples, bool)) if signs != "labels" else np.full(rows, NAN)
+        agreed = (
+            agreement(world.samples, np.ones_like(world.samples, bool)) if signs != "labels" else np.full(rows, NAN)
+        )
         settings = AuditSettings(labels=signs != "samples", agreement=0.7)
         reasons = quarantine(contradicted(np.arange(rows), world.right), agreed, np.zeros(rows), settings)
         wrong = world.teacher != world.truth

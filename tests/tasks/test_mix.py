@@ -13,13 +13,16 @@ from prefect import flow
 
 from distill import mixture
 from distill.errors import Failure, InputError
+from distill.loaded import load
 from distill.mixture_settings import AuditSettings, MixtureSettings
 from distill.settings import StudentSettings, TrainingSettings
 from distill.signals import SignalStore
 from distill.teacher_settings import TeacherSettings
 from monitoring import traffic
+from monitoring.feature_settings import REFUSAL
+from monitoring.judging_settings import JudgingSettings
 from monitoring.settings import TrafficSettings
-from tasks import judge, learned, mix, teach
+from tasks import learned, measured, mix, slices, targets, teach
 from tasks.run import Champion, Request, Run
 from tasks.teaching import Teaching
 
@@ -123,11 +126,16 @@ def test_every_row_is_trained_or_reported_and_the_table_says_from_where(
         }
         assert not values & set(prompts)
 
-    (run.stage("judge")).mkdir()
-    seen = judge.on_teacher_errors(run, tiny_checkpoint, run.stage("judge"), teaching)
-    assert seen == {"rows": len(errors), "champion": 0.0, "challenger": 0.0}, "the challenger is the champion itself"
-    seen = judge.on_teacher_errors(run, Path(teaching.teacher.model), run.stage("judge"), teaching)
-    assert seen == {"rows": len(errors), "champion": 0.0, "challenger": 1.0}, "and here the teacher itself"
+    part = slices.teacher_errors(run)
+    assert part is not None
+    assert part.rows["request_id"].tolist() == errors["request_id"].tolist()
+    assert part.rows["target"].tolist() == errors["teacher_response"].tolist()
+    (rows,), cost = targets.with_targets([part], tiny_checkpoint, teaching, run.asked("judge"))
+    assert cost["bought_tokens"] == 0, "the teacher's answers to them are known"
+    models = {"champion": load(tiny_checkpoint), "challenger": load(teaching.teacher.model)}
+    seen = measured.measure(rows, models, JudgingSettings(), teaching, REFUSAL)
+    shares = measured.means(seen)[part.name]["exact_match"]
+    assert shares == {"rows": len(errors), "champion": 0.0, "challenger": 1.0}, "the challenger is the teacher itself"
 
 
 @pytest.mark.integration

@@ -16,8 +16,9 @@ from distill.settings import StudentSettings, TrainingSettings
 from distill.signals import SignalStore
 from distill.teacher_settings import TeacherSettings
 from distill.teachers.local import LocalTeacher
+from monitoring.judging_settings import JudgingSettings
 from monitoring.ledger import Ledger
-from monitoring.settings import JudgingSettings, ProbeSettings, TrafficSettings
+from monitoring.settings import ProbeSettings, TrafficSettings
 from tasks import probe, purchases, teach
 from tasks.run import Request, Run, run_stage, write_json
 from tasks.teaching import Teaching

@@ -11,7 +11,8 @@ from distill.errors import Failure
 from distill.settings import StudentSettings, TrainingSettings
 from distill.teacher_settings import TeacherSettings
 from monitoring.settings import TrafficSettings
-from tasks import judge
+from tasks import targets as judged_by
+from tasks.slices import HeldOut
 from tasks.teaching import Teaching
 
 
@@ -27,10 +28,10 @@ def test_rows_whose_answers_were_all_withheld_cannot_be_judged_by(
         TrainingSettings(divergence="none"), TrafficSettings(), str(tmp_path / "signals"), tmp_path / "db",
     )  # fmt: skip
     rows = pd.DataFrame({"prompt": ["log in", "invoice"], "reference": [None, None]})
-    held_out, file = [judge.HeldOut("fresh", "fresh", rows)], tmp_path / "asked.npy"
+    held_out, file = [HeldOut("fresh", "fresh", rows)], tmp_path / "asked.npy"
     with pytest.raises(Failure, match="none of 2 held-out rows has a label, and the teacher withheld"):
-        judge.with_targets(held_out, tiny_checkpoint, settings, file)
-    labelled = [judge.HeldOut("fresh", "fresh", rows.assign(reference=[None, "billing"]))]
-    (targets,), cost = judge.with_targets(labelled, tiny_checkpoint, settings, file)
+        judged_by.with_targets(held_out, tiny_checkpoint, settings, file)
+    labelled = [HeldOut("fresh", "fresh", rows.assign(reference=[None, "billing"]))]
+    (targets,), cost = judged_by.with_targets(labelled, tiny_checkpoint, settings, file)
     assert targets["target"].tolist() == ["billing"]
     assert cost["targets_by_teacher"] == 0

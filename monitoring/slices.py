@@ -1,0 +1,145 @@
+"""What is compared: rows of a slice, and what both models score on them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from numpy.typing import ArrayLike
+
+from monitoring.calibration import calibration_gains
+from monitoring.comparison import Comparison
+from monitoring.errors import InputError
+from monitoring.judging_settings import METRICS, Better, JudgingSettings
+from monitoring.means import Gains, compare_means
+from monitoring.proportions import compare_proportions
+
+Floats = npt.NDArray[np.float64]
+Kind = Literal["fresh", "old", "golden", "teacher_errors", "segment", "lm_eval"]
+KINDS: tuple[Kind, ...] = ("fresh", "old", "golden", "teacher_errors", "segment", "lm_eval")
+CALIBRATION = "calibration_error"
+AGREEMENT = "teacher_agreement"  # may have fewer rows than the slice: those of which the teacher's answer is known
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Scores of the same rows by both models, shape (rows,) each, any finite numbers.
+
+    Of calibration_error each row has two, shape (rows, 2): the confidence in [0, 1], and 1 where the answer was right,
+    else 0. `better` None: as the metric's own definition says.
+    """
+
+    champion: ArrayLike
+    challenger: ArrayLike
+    better: Better | None = None
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows that are compared by themselves: the scores by metric, and of a segment the meta_ column it is from.
+
+    fresh            the window that the challenger learned from, to be gained on
+    old, golden      to be kept
+    segment          one value of a meta_ column, to be kept but for `judging.segment_factor` margins
+    teacher_errors   rows on which the champion missed the teacher; chosen by its failures, so any challenger seems
+                     better on them: to be kept is little to ask, and the other slices say more
+    lm_eval          one task's rows, which have the metric lm_eval alone
+    """
+
+    kind: Kind
+    scores: Mapping[str, Paired]
+    column: str = ""
+
+
+def rows_of(part: Slice) -> int:
+    """Return how many rows a slice has."""
+    return max(len(np.asarray(paired.champion)) for paired in part.scores.values())
+
+
+def better_of(metric: str, paired: Paired) -> Better:
+    """Return which direction is better; InputError for a metric that is not known and does not say so itself."""
+    if paired.better is not None:
+        return paired.better
+    if metric not in METRICS:
+        raise InputError(f"metric {metric!r} is not known: say in Paired whether higher or lower is better")
+    return METRICS[metric].better
+
+
+def margin_of(kind: Kind, metric: str, settings: JudgingSettings) -> float | None:
+    """Return the largest loss that is accepted, 0 where it has to be better, None where nothing is asked."""
+    if kind == "fresh" and metric == settings.superior:
+        return 0.0
+    margin = settings.margins.get(metric)
+    return margin * settings.segment_factor if margin is not None and kind == "segment" else margin
+
+
+def check(name: str, part: Slice, settings: JudgingSettings) -> None:
+    """Refuse a slice that cannot be compared: InputError names it and what is wrong."""
+    if part.kind not in KINDS:
+        raise InputError(f"slice {name!r} is of kind {part.kind!r}: there are {', '.join(KINDS)}")
+    if not part.scores:
+        raise InputError(f"slice {name!r} has no scores at all")
+    wanted = [metric for metric in settings.margins if metric != "lm_eval"]
+    if part.kind == "fresh" and settings.superior:
+        wanted.append(settings.superior)
+    for metric in ["lm_eval"] if part.kind == "lm_eval" else wanted:
+        if metric not in part.scores:
+            raise InputError(f"slice {name!r} has no scores of {metric}, which judging asks for: score its rows")
+    for metric, paired in part.scores.items():
+        _check_scores(name, metric, paired)
+        better_of(metric, paired)
+    rows = {metric: len(np.asarray(paired.champion)) for metric, paired in part.scores.items() if metric != AGREEMENT}
+    if len(set(rows.values())) > 1:
+        raise InputError(f"slice {name!r} has not the same rows in every metric: {rows}")
+
+
+def compare(part: Slice, settings: JudgingSettings) -> dict[str, Comparison]:
+    """Compare both models in every metric of two or more rows; gains are above 0 where they are better.
+
+    Scores that are all 0 or 1 are compared as proportions, exactly, the others by the bootstrap.
+    """
+    found: dict[str, Comparison] = {}
+    gains: dict[str, Gains] = {}
+    bars = {metric: -(margin_of(part.kind, metric, settings) or 0.0) for metric in part.scores}
+    for metric, paired in part.scores.items():
+        champion, challenger = np.asarray(paired.champion, np.float64), np.asarray(paired.challenger, np.float64)
+        if len(champion) < 2:
+            continue
+        if metric == CALIBRATION:
+            gains[metric] = calibration_gains(champion, challenger)
+            continue
+        if better_of(metric, paired) == "lower":
+            champion, challenger = challenger, champion
+        if _are_binary(champion) and _are_binary(challenger):
+            gained, lost = int((challenger > champion).sum()), int((challenger < champion).sum())
+            found[metric] = compare_proportions(gained, lost, len(champion), bars[metric], settings.alpha)
+        else:
+            gains[metric] = Gains(challenger - champion, _reach(champion, challenger))
+    found |= compare_means(gains, bars, settings.alpha, settings.resamples, settings.seed)
+    return {metric: found[metric] for metric in part.scores if metric in found}
+
+
+def _are_binary(scores: Floats) -> bool:
+    return bool(((scores == 0) | (scores == 1)).all())
+
+
+def _reach(champion: Floats, challenger: Floats) -> float:
+    """The largest gain that a row allows: 1 of shares, else the largest seen."""
+    shares = all(scores.min() >= 0 and scores.max() <= 1 for scores in (champion, challenger))
+    return 1.0 if shares else float(np.abs(challenger - champion).max())
+
+
+def _check_scores(name: str, metric: str, paired: Paired) -> None:
+    wide = metric == CALIBRATION
+    arrays = [np.asarray(paired.champion, np.float64), np.asarray(paired.challenger, np.float64)]
+    if arrays[0].shape != arrays[1].shape or arrays[0].ndim != 1 + wide or (wide and arrays[0].shape[1] != 2):
+        raise InputError(
+            f"slice {name!r} has {arrays[0].shape} {metric} scores of the champion and {arrays[1].shape} of the "
+            f"challenger: both need {'confidence and correctness' if wide else 'one score'} for each of the same rows"
+        )
+    for who, scores in zip(("champion", "challenger"), arrays, strict=True):
+        if bad := int((~np.isfinite(scores)).sum()):
+            raise InputError(f"slice {name!r}: {bad} {metric} scores of the {who} are no finite numbers: score again")
+        if wide and not ((scores >= 0) & (scores <= 1)).all():
+            raise InputError(f"slice {name!r}: confidence and correctness of the {who} must lie between 0 and 1")
