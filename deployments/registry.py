@@ -39,6 +39,7 @@ from deployments.connection import (
 from deployments.errors import Failure, InputError
 
 PARAM_LENGTH = 6000  # MLflow cuts longer values without a word
+DESCRIPTION_LENGTH = 5000  # of a version; Postgres takes no longer one
 REASON_LENGTH = 500  # of a rollback: it stands in such a value, escaped
 
 
@@ -164,9 +165,12 @@ class Registry:
         with explained(self.uri, f"adding to run {run_id}"):
             runs.measure(self.client, run_id, metrics)
 
-    def register(self, retrain_id: str, run_id: str, checkpoint: Path, tags: Mapping[str, str]) -> Version:
+    def register(
+        self, retrain_id: str, run_id: str, checkpoint: Path, tags: Mapping[str, str], description: str = ""
+    ) -> Version:
         """Stores a checkpoint folder as a new version, the challenger; a second call completes it.
 
+        `description` is Markdown; of a longer one than a registry keeps (5000 characters) its beginning is kept.
         The alias is left alone when the version was promoted in the meantime or a newer challenger has it.
         """
         _plain("retrain_id", retrain_id)
@@ -177,7 +181,7 @@ class Registry:
             if version is None:
                 model = runs.store(self.client, self.experiment, retrain_id, run_id, checkpoint, self.lock)
                 with self.lock():
-                    version = self._version_of(retrain_id) or self._create(retrain_id, run_id, model, tags)
+                    version = self._version_of(retrain_id) or self._create(retrain_id, run_id, model, tags, description)
             with self.lock():
                 aliases.challenge(self.client, self.student, version)
             return self._version(version)
@@ -286,7 +290,7 @@ class Registry:
         found = self.client.search_model_versions(where, max_results=1)
         return str(found[0].version) if found else None
 
-    def _create(self, retrain_id: str, run_id: str, model: str, tags: Mapping[str, str]) -> str:
+    def _create(self, retrain_id: str, run_id: str, model: str, tags: Mapping[str, str], description: str) -> str:
         with _global_address(self.uri):
             version = self.client.create_model_version(
                 self.student,
@@ -294,6 +298,7 @@ class Registry:
                 run_id=run_id,
                 model_id=model,
                 tags={**tags, "retrain_id": retrain_id},
+                description=_shortened(description),
             )
         return str(version.version)
 
@@ -344,6 +349,13 @@ def _move(source: Path, target: Path) -> None:
     except OSError:
         if not target.is_dir():
             raise
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= DESCRIPTION_LENGTH:
+        return text
+    rest = "\n\n(The whole is among the files of the run.)\n"
+    return text[: DESCRIPTION_LENGTH - len(rest)].rpartition("\n")[0] + rest
 
 
 def _plain(what: str, name: str) -> None:

@@ -117,9 +117,9 @@ def _approved(
     retrain_id: str, by: str, note: str, chosen: settings.Settings, places: "Places", registry: "Registry"
 ) -> "Run":
     """Return the run of a retrain that was held, with the answer of a person written into it."""
-    from tasks import approve, plan
+    from tasks import approve
 
-    run = plan.asked_before(retrain_id, registry, places.runs, settings.result_changing(chosen))
+    run = approve.asked_before(retrain_id, registry, places.runs, settings.result_changing(chosen))
     approve.give(run, by or getpass.getuser(), note)
     return run
 

@@ -26,7 +26,9 @@ from prefect.settings import PREFECT_API_URL
 from pydantic import Field
 
 from deployments.errors import Failure, InputError
+from deployments.registry import Registry
 from deployments.settings import PromotionSettings
+from tasks import card, plan
 from tasks.run import Run, read_json, run_stage, write_json
 
 Said = Literal["approved", "refused", "nothing"]
@@ -41,6 +43,30 @@ class Answer(RunInput):
     approve: bool = Field(description="promote this challenger")
     by: str = Field(min_length=1, max_length=200, description="who says so, for the registry")
     note: str = Field("", max_length=1000, description="why, for the registry")
+
+
+def asked_before(retrain_id: str, registry: Registry, runs: Path, changing: dict[str, Any]) -> Run:
+    """Return the run of an earlier retrain, for its challenger to be approved.
+
+    Raises InputError when there is no such retrain, or its champion or its settings are not those of today.
+    """
+    if not (runs / retrain_id / "request.json").is_file():
+        held = ", ".join(waiting(runs)[:5]) or "none"
+        raise InputError(f"there is no retrain {retrain_id!r} in {str(runs)!r}; those that wait for approval: {held}")
+    run = plan.open_run(runs / retrain_id)
+    base, serving = run.request.champion, registry.champion()
+    done = run.result()
+    if (done is None or done["outcome"] == "held") and (base and base.version) != (serving and serving.version):
+        raise InputError(
+            f"retrain {retrain_id} was judged against {f'version {base.version}' if base else 'no champion'}, the "
+            f"champion now is {f'version {serving.version}' if serving else 'none'}: --again judges against that one"
+        )
+    asked = run.request.settings
+    if differing := sorted(key for key in {*asked, *changing} if asked.get(key) != changing.get(key)):
+        raise InputError(
+            f"retrain {retrain_id} was made with other settings than these ({', '.join(differing[:3])}): give its own"
+        )
+    return run
 
 
 def by_hand(run: Run, settings: PromotionSettings) -> bool:
@@ -117,17 +143,7 @@ def shown(run: Run, version: str) -> str:
         f"{f'version {before.version}' if before else 'nothing: it would be the first champion'}.\n\n"
         f"Window {run.request.window}. Verdict: **{judged['outcome']}**. {judged['reason']}\n\n"
     )
-    rows = [
-        f"| {check['slice']} | {check['metric']} | {check['rows']} | {_number(check['champion'])} | "
-        f"{_number(check['challenger'])} | {_number(check['lower'])} to {_number(check['upper'])} | "
-        f"{check['outcome']} |"
-        for check in judged["checks"]
-    ]
-    table = [
-        "| slice | metric | rows | champion | challenger | difference | outcome |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    return head + "\n".join([*table, *rows] if rows else [])
+    return head + card.checks(judged)
 
 
 def tags(run: Run) -> dict[str, str]:
@@ -137,10 +153,6 @@ def tags(run: Run) -> dict[str, str]:
     said = read_json(run.stage(STAGE) / "manifest.json")["result"]
     found = {"approval": "person", "approved_by": said["by"], "approved_at": said["at"], "approval_note": said["note"]}
     return {key: value for key, value in found.items() if value}
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:+.4f}" if value < 0 else f"{value:.4f}"
 
 
 def _said(result: Mapping[str, Any]) -> Said:

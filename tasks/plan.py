@@ -28,7 +28,6 @@ from monitoring.golden import golden_digest, read_golden
 from monitoring.judging_settings import JudgingSettings
 from monitoring.settings import ReferenceSettings, TrafficSettings
 from monitoring.traffic import Window
-from tasks import approve
 from tasks.run import Champion, Request, Run, read_json, write_json
 
 WINDOW_FILE, GOLDEN_FILE = "window.parquet", "golden.parquet"
@@ -103,30 +102,6 @@ def plan(
     rounds.check(training, on_policy)
     _check_split(frame, log, request, traffic_settings)
     return found or _new(request.model_copy(update={"retrain_id": retrain_id}), runs, frame, golden)
-
-
-def asked_before(retrain_id: str, registry: Registry, runs: Path, changing: dict[str, Any]) -> Run:
-    """Return the run of an earlier retrain, for its challenger to be approved.
-
-    Raises InputError when there is no such retrain, or its champion or its settings are not those of today.
-    """
-    if not (runs / retrain_id / "request.json").is_file():
-        held = ", ".join(approve.waiting(runs)[:5]) or "none"
-        raise InputError(f"there is no retrain {retrain_id!r} in {str(runs)!r}; those that wait for approval: {held}")
-    run = open_run(runs / retrain_id)
-    base, serving = run.request.champion, registry.champion()
-    done = run.result()
-    if (done is None or done["outcome"] == "held") and (base and base.version) != (serving and serving.version):
-        raise InputError(
-            f"retrain {retrain_id} was judged against {f'version {base.version}' if base else 'no champion'}, the "
-            f"champion now is {f'version {serving.version}' if serving else 'none'}: --again judges against that one"
-        )
-    asked = run.request.settings
-    if differing := sorted(key for key in {*asked, *changing} if asked.get(key) != changing.get(key)):
-        raise InputError(
-            f"retrain {retrain_id} was made with other settings than these ({', '.join(differing[:3])}): give its own"
-        )
-    return run
 
 
 def current_champion(registry: Registry, cache: Path) -> Champion | None:

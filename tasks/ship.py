@@ -20,7 +20,7 @@ from deployments.settings import PackagingSettings
 from deployments.verification import hashes, verify_checkpoint
 from distill.settings import StudentSettings
 from distill.training.steplog import PARTS
-from tasks import approve, costs
+from tasks import approve, card, costs
 from tasks.limit import one_at_a_time
 from tasks.run import Run, code_revision, run_stage
 from tasks.train import step_records
@@ -40,14 +40,16 @@ def register(run: Run, registry: Registry, student: Path) -> dict[str, Any]:
                 f"the student at {str(student)!r} is not what the training wrote: its SHA-256 is {stored['sha256']}, "
                 f"written was {trained}; start a new retrain (--again)"
             )
+        told, written = card.written(run, student), folder / card.CARD_FILE
+        written.write_text(told, "utf-8")
         run_id = registry.record(
             run.request.retrain_id,
             params={"window_rows": run.request.window_rows, **run.request.settings, **_currency(run)},
             metrics=[*_training_metrics(run), *_outcome_metrics(run)],
             tags=tags,
-            artifacts=[path for path in _reports(run) if path.is_file()],
+            artifacts=[*(path for path in _reports(run) if path.is_file()), written],
         )
-        version = registry.register(run.request.retrain_id, run_id, student, {**tags, **stored})
+        version = registry.register(run.request.retrain_id, run_id, student, {**tags, **stored}, told)
         return {"version": version.version, "run_id": run_id, "hashes": stored}
 
     return run_stage(run, "register", work, inputs={"student": trained})

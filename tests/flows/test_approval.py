@@ -11,9 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.errors import Failure
-from deployments.errors import InputError as ShippingInputError
-from distill.errors import InputError
+from deployments.errors import Failure, InputError
 from flows.retrain import retrain
 from tests.flows.services import PREFECT, ROOT, answers, started, wait_for
 
@@ -84,7 +82,7 @@ class TestWithoutAServer:
 
     def test_what_was_promoted_cannot_be_approved_once_more(self, held: Any) -> None:
         workspace, ended = held
-        with pytest.raises(ShippingInputError, match="was promoted already, as version 1"):
+        with pytest.raises(InputError, match="was promoted already, as version 1"):
             retrain(str(workspace.config), approve=ended["retrain_id"])
 
     def test_an_inconclusive_verdict_is_held_and_can_be_approved(self, held: Any) -> None:
@@ -141,7 +139,7 @@ def test_a_challenger_whose_checks_failed_cannot_be_approved(make_workspace: Any
     run = Run(folder, request)
     run_stage(run, "judge", lambda _: {"outcome": "fail", "reason": "old: it loses more"}, inputs={})
     run.finish({"outcome": "rejected", "reason": "verdict fail"})
-    with pytest.raises(ShippingInputError, match="cannot be approved, its checks failed: old: it loses more"):
+    with pytest.raises(InputError, match="cannot be approved, its checks failed: old: it loses more"):
         approve.check(run)
 
 
@@ -211,7 +209,7 @@ class TestOnAServer:
         assert ended["outcome"] == "rejected"
         assert ended["reason"].startswith("refused by Ada")
         assert champion_of(workspace) is None
-        with pytest.raises(ShippingInputError, match="was refused by 'Ada'"):
+        with pytest.raises(InputError, match="was refused by 'Ada'"):
             retrain(str(workspace.config), approve=ended["retrain_id"])
 
     def test_an_answer_at_the_prompt_reaches_the_flow_run_that_waits(self, server: Server, make_workspace: Any) -> None:
