@@ -117,8 +117,8 @@ def test_a_run_killed_after_its_promotion_is_completed_and_trains_no_second_time
     assert true["tokens"] == forced["signals"]["bought_tokens"] - probed["bought_tokens"] > 0
     assert true["tokens"] < 1.1 * probed["expected"]["tokens"], "the profile is paid for only when it is promoted"
     assert probed["expected"]["seconds"] > 0
-    (fresh,) = [check for check in forced["verdict"]["checks"] if check["kind"] == "fresh"]
-    assert true["gain"] == fresh["difference"]
+    checks = {(check["kind"], check["metric"]): check for check in forced["verdict"]["checks"]}
+    assert true["gain"] == checks["fresh", "exact_match"]["difference"]
     assert (workspace.folder / "runs" / forced["retrain_id"] / "probe.asked.npy").is_file()
     again = retrain(str(workspace.config), LATER, force=True, again=True)
     unpaid = 0 if forced["outcome"] == "promoted" else probed["expected"]["tokens"] - true["tokens"]
