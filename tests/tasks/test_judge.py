@@ -203,7 +203,7 @@ def test_a_first_champion_is_compared_with_nobody_and_its_scores_are_told(place:
 def test_agreement_with_the_teacher_is_bought_only_when_it_is_asked_for(place: Place, tmp_path: Path) -> None:
     """All rows have labels: the teacher is not asked, and a second time finds what was bought."""
     run = place.run
-    held_out = sum(traffic.row_hash(day(window)["request_id"]).ge(60).sum() for window in WORDS)
+    held_out = sum(int((traffic.row_hash(day(window)["request_id"]) >= 60).sum()) for window in WORDS)
     ended = place.judge("good")
     assert (ended["bought_tokens"], set(ended["teacher_known"].values())) == (0, {0})
     bought = Place(
