@@ -68,7 +68,9 @@ def test_the_digest_goes_by_documents_and_configuration(tmp_path: Path) -> None:
     one = harness.digest([file])
     assert harness.digest([file]) == one
     (tmp_path / "other").mkdir()
+    assert harness.digest([task(tmp_path / "other")]) == one, "wherever it lies"
     assert harness.digest([task(tmp_path / "other", rows=13)]) != one
+    assert harness.digest([task(tmp_path / "other", metric="acc_norm")]) != one
     assert harness.digest([file, task(tmp_path, "second")]) != one
 
 
