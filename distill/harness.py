@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from distill.errors import InputError
 from distill.loaded import Loaded, load
 
+PLACES = ("metadata", "task", "dataset_kwargs")  # of a task's configuration: what it is called, where its data lies
+
 
 def digest(tasks: Sequence[str]) -> str:
     """Return SHA-256 (hex) of what the tasks ask: their configuration and documents.
@@ -29,7 +31,7 @@ def digest(tasks: Sequence[str]) -> str:
     """
     total = hashlib.sha256()
     for name, task in sorted(_tasks(tasks).items()):
-        config = {key: value for key, value in task.dump_config().items() if key not in ("metadata", "task")}
+        config = {key: value for key, value in task.dump_config().items() if key not in PLACES}
         documents = list(_documents(name, task))
         total.update(json.dumps([name, config, documents], sort_keys=True, default=str).encode())
     return total.hexdigest()

@@ -213,6 +213,13 @@ def _anchored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
             found = folder / Path(value).expanduser()
             if found.exists() or key not in MODELS:
                 table[name] = str(found)
+    judging = values.get("judging")
+    if isinstance(judging, dict) and isinstance(judging.get("lm_eval"), list):  # files, or names of installed tasks
+        own = [folder / name if isinstance(name, str) else name for name in judging["lm_eval"]]
+        judging["lm_eval"] = [
+            str(file) if isinstance(file, Path) and file.is_file() else name
+            for name, file in zip(judging["lm_eval"], own, strict=True)
+        ]
     registry = values.get("registry")
     if isinstance(registry, dict) and isinstance(registry.get("uri"), str):
         registry["uri"] = database_in(folder, registry["uri"])

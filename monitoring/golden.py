@@ -73,5 +73,5 @@ def _refuse(place: str, positions: list[int], reasons: list[str | None]) -> None
     if bad:
         more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         raise InputError(
-            f"{place}: {len(bad)} rows cannot be used (line {'; '.join(bad[:_SHOWN])}{more}): mend the file"
+            f"{place}: {len(bad)} rows cannot be used (row {'; '.join(bad[:_SHOWN])}{more}): mend the file"
         )

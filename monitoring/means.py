@@ -8,7 +8,7 @@ Losses that are rare and large are the ones that a sample may not hold at all, a
 So two rows are added that were not seen, the largest gain and the largest loss that a score allows (as Agresti and Min,
 Statistics in Medicine 24 (2005), 729-740, do with proportions); the difference shown is without them.
 
-Beyond 4,096 rows, random groups of rows are resampled instead of rows: a sum of independent rows is as good a row, and
+Beyond 1,024 rows, random groups of rows are resampled instead of rows: a sum of independent rows is as good a row, and
 the skewness of the mean, which is what a bootstrap corrects for, stays what it is. So time and memory are bounded.
 """
 
@@ -23,7 +23,7 @@ from monitoring.comparison import Comparison
 
 Floats = npt.NDArray[np.float64]
 
-GROUPS = 4096
+GROUPS = 1024
 CELLS = 2**20  # counts in memory at once
 TOLD = 10  # resamples beyond the statistic that make a p-value; for fewer Student's t is asked
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+from scipy import special
 
 from monitoring.comparison import Comparison
 
@@ -54,13 +54,20 @@ def p_not_above(gained: int, lost: int, rows: int, delta: float) -> float:
     seen = float(score(np.array([gained]), np.array([lost]), rows, delta)[0])
     if gained + lost > EXACT_UP_TO:
         return float(special.ndtr(-seen))
-    interval = stats.beta.ppf((GAMMA / 2, 1 - GAMMA / 2), (lost, lost + 1), (rows - lost + 1, rows - lost))
-    low, high = 0.0 if not lost else interval[0], 1.0 if lost == rows else interval[1]
-    low, high = max(low, -delta, 0.0), min(high, (1 - delta) / 2)
-    if low > high:
-        return GAMMA
+    low, high = _interval(lost, rows)
+    low, high = max(low, -delta), min(high, (1 - delta) / 2)
+    if low > high:  # no such chance of a lost row goes with delta: all that do gain more, or all gain less
+        return GAMMA if gained - lost > rows * delta else 1.0
     nuisances = np.linspace(math.sqrt(low), math.sqrt(high), NUISANCES) ** 2
     return float(min(1.0, _chances(seen, nuisances, rows, delta).max() + GAMMA))
+
+
+@lru_cache(maxsize=1000)
+def _interval(lost: int, rows: int) -> tuple[float, float]:
+    """Where the chance of a lost row is looked for (Clopper and Pearson, Biometrika 26 (1934), 404-413)."""
+    low = float(special.betaincinv(lost, rows - lost + 1, GAMMA / 2)) if lost else 0.0
+    high = float(special.betaincinv(lost + 1, rows - lost, 1 - GAMMA / 2)) if lost < rows else 1.0
+    return low, high
 
 
 def score(gained: npt.NDArray[np.int64], lost: npt.NDArray[np.int64], rows: int, delta: float) -> Floats:

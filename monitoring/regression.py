@@ -39,6 +39,7 @@ from monitoring.slices import Slice as Slice
 from monitoring.statistics import holm
 
 POWER = 0.8  # of the number of rows that an inconclusive check asks for [probability]
+SHOWN = 5  # slices by name in the reason of a pass
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 
@@ -104,7 +105,7 @@ def judge(slices: Mapping[str, Slice], settings: JudgingSettings, budgets: Seque
     judged = {name: part for name, part in slices.items() if not _too_small(part, settings)}
     even = fairness(judged, settings) if settings.fairness else []
     checks = _with_harm([one for name, part in judged.items() for one in _checks(name, part, settings)], settings.alpha)
-    outcome, reason = _together([*checks, *even, *spent])
+    outcome, reason = _together(checks, [*even, *spent])
     return Verdict(
         outcome=outcome,
         reason=reason,
@@ -137,7 +138,7 @@ def _check(name: str, part: Slice, metric: str, found: Comparison | None, settin
     sign = 1.0 if better == "higher" else -1.0
     margin = margin_of(part.kind, metric, settings)
     outcome, needed, because = _decide(rows, found, sign, margin, settings)
-    lower, upper = sorted((sign * found.lower, sign * found.upper)) if found else (None, None)
+    lower, upper = _ends(found, sign) if found else (None, None)
     return Check(
         slice=name,
         kind=part.kind,
@@ -146,7 +147,7 @@ def _check(name: str, part: Slice, metric: str, found: Comparison | None, settin
         rows=rows,
         champion=_value(metric, paired.champion),
         challenger=_value(metric, paired.challenger),
-        difference=sign * found.gain if found else None,
+        difference=sign * found.gain + 0.0 if found else None,
         lower=lower,
         upper=upper,
         margin=margin,
@@ -156,6 +157,12 @@ def _check(name: str, part: Slice, metric: str, found: Comparison | None, settin
         rows_needed=needed,
         why=f"{name}, {metric}: {because}",
     )
+
+
+def _ends(found: Comparison, sign: float) -> tuple[float, float]:
+    """The bounds of the difference, the smaller first; 0 is no negative one."""
+    low, high = sorted((sign * found.lower + 0.0, sign * found.upper + 0.0))
+    return low, high
 
 
 def _value(metric: str, scores: ArrayLike) -> float | None:
@@ -173,9 +180,9 @@ def _decide(
     if found is None or rows < settings.min_rows:
         said = f"{rows} rows, {settings.min_rows - rows} more are needed (judging.min_rows = {settings.min_rows})"
         return ("reported" if margin is None else "inconclusive"), settings.min_rows, said
-    ends = sorted((sign * found.lower, sign * found.upper))
+    ends = _ends(found, sign)
     numbers = (
-        f"challenger - champion = {sign * found.gain:+.4f} on {rows} rows, between {ends[0]:+.4f} and {ends[1]:+.4f} "
+        f"challenger - champion = {sign * found.gain + 0.0:+.4f} on {rows} rows, between {ends[0]:+.4f} and {ends[1]:+.4f} "
         f"(one-sided {1 - settings.alpha:.0%} bounds)"
     )
     if margin is None:
@@ -206,13 +213,31 @@ def _with_harm(checks: list[Check], alpha: float) -> list[Check]:
     return [check.model_copy(update={"harmed": p <= alpha}) for check, p in zip(checks, adjusted, strict=True)]
 
 
-def _together(found: Sequence[Check | Fairness | Budget]) -> tuple[Outcome, str]:
-    """The worst outcome among them, and the sentences of those that have it."""
-    outcomes: tuple[Outcome, ...] = ("fail", "inconclusive", "pass")
+def _together(checks: list[Check], others: Sequence[Fairness | Budget]) -> tuple[Outcome, str]:
+    """The worst outcome among them and why; what is surely worse without being asked about is said besides."""
+    found: list[Check | Fairness | Budget] = [*checks, *others]
+    harm = [f"{one.slice} ({one.metric})" for one in checks if one.harmed and one.outcome in ("pass", "reported")]
+    beside = f"; surely worse, though not forbidden: {', '.join(harm)}" if harm else ""
+    outcomes: tuple[Outcome, ...] = ("fail", "inconclusive")
     for outcome in outcomes:
         if told := [one.why for one in found if one.outcome == outcome]:
-            return outcome, "; ".join(told)
-    return "inconclusive", "nothing was asked: judging.gates names no metric, and every budget is without limit"
+            return outcome, "; ".join(told) + beside
+    passed = [one for one in checks if one.outcome == "pass"]
+    if not passed:
+        return "inconclusive", "no gate was asked about: judging.gates names none that these slices have" + beside
+    better = [one.why for one in passed if one.margin == 0]
+    kept = [one.slice for one in passed if one.margin]
+    told = better + ([f"nothing is lost beyond its margin on {_few(kept)}"] if kept else [])
+    return "pass", "; ".join(told) + beside
+
+
+def _few(names: list[str]) -> str:
+    distinct = list(dict.fromkeys(names))
+    return (
+        ", ".join(distinct)
+        if len(distinct) <= SHOWN
+        else f"{', '.join(distinct[:SHOWN])} and {len(distinct) - SHOWN} more"
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -64,10 +63,8 @@ def own_metric(
     Raises InputError, naming the entry point, when it is not registered or more than once, cannot be loaded, raises,
     returns anything but one finite number a row, or does not say what is better.
     """
-    point = registered(METRICS, name, "judging.own_metrics")
-    place = f"metric {name!r} (entry point {point.value} of {METRICS})"
+    function, place = _own(name)
     try:
-        function: Callable[..., Any] = point.load()
         made = np.asarray(function(list(prompts), list(responses), list(targets)), np.float64)
     except Exception as error:  # whatever somebody else's code raises
         raise InputError(f"{place} failed: {type(error).__name__}: {error}; {_REMEDY}") from error
@@ -75,10 +72,26 @@ def own_metric(
         raise InputError(f"{place} returned {made.shape} for {len(prompts)} rows, not one number each; {_REMEDY}")
     if bad := int((~np.isfinite(made)).sum()):
         raise InputError(f"{place} returned {bad} numbers that are not finite; {_REMEDY}")
+    return made, own_better(name)
+
+
+def own_better(name: str) -> Better:
+    """Return which direction is better in a metric of one's own; InputError as `own_metric`."""
+    function, place = _own(name)
     better = getattr(function, "better", None)
     if better not in ("higher", "lower"):
         raise InputError(f'{place} has {better!r} for `better`: set it to "higher" or "lower"; {_REMEDY}')
-    return made, cast(Better, better)
+    return cast(Better, better)
+
+
+def _own(name: str) -> tuple[Callable[..., Any], str]:
+    """The function of an entry point, and how errors call it."""
+    point = registered(METRICS, name, "judging.own_metrics")
+    place = f"metric {name!r} (entry point {point.value} of {METRICS})"
+    try:
+        return point.load(), place
+    except Exception as error:  # whatever somebody else's code raises
+        raise InputError(f"{place} failed: {type(error).__name__}: {error}; {_REMEDY}") from error
 
 
 def _f1(response: str, target: str) -> float:
@@ -91,18 +104,18 @@ def _f1(response: str, target: str) -> float:
 
 def words(text: str) -> list[str]:
     """Return the words of a text that count for token F1."""
-    plain = unicodedata.normalize("NFKC", text).casefold().translate(_Punctuation())
+    plain = unicodedata.normalize("NFKC", text).casefold().translate(_PUNCTUATION)
     return [word for word in _UNSPACED.sub(r" \1 ", plain).split() if word not in _ARTICLES]
 
 
 class _Punctuation(dict[int, str | None]):
-    """What `str.translate` asks: None removes a character, and it asks of each only once."""
+    """What `str.translate` asks for a character: None removes it; each is looked up once."""
 
     def __missing__(self, code: int) -> str | None:
-        return _kept(code)
+        ascii_symbol = code < 128 and chr(code) in "$+<=>^`|~"  # Unicode has them among the symbols
+        punctuation = ascii_symbol or unicodedata.category(chr(code)).startswith("P")
+        self[code] = None if punctuation else chr(code)
+        return self[code]
 
 
-@cache
-def _kept(code: int) -> str | None:
-    ascii_symbol = code < 128 and chr(code) in "$+<=>^`|~"  # Unicode has them among the symbols
-    return None if ascii_symbol or unicodedata.category(chr(code)).startswith("P") else chr(code)
+_PUNCTUATION = _Punctuation()

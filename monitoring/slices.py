@@ -1,6 +1,6 @@
 """What is compared: rows of a slice, and what both models score on them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,8 @@ Kind = Literal["fresh", "old", "golden", "teacher_errors", "segment", "lm_eval"]
 KINDS: tuple[Kind, ...] = ("fresh", "old", "golden", "teacher_errors", "segment", "lm_eval")
 CALIBRATION = "calibration_error"
 AGREEMENT = "teacher_agreement"  # may have fewer rows than the slice: those of which the teacher's answer is known
+MAX_VALUES = 50  # a column with more makes no segments
+MISSING = "(missing)"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,30 @@ class Slice:
     kind: Kind
     scores: Mapping[str, Paired]
     column: str = ""
+
+
+def segments_of(
+    scores: Mapping[str, Paired], labels: Mapping[str, Sequence[object] | npt.NDArray[np.object_]]
+) -> tuple[dict[str, Slice], list[str]]:
+    """Return a slice, named "COLUMN = VALUE", for each value of the meta_ columns, whose values are (rows,) each.
+
+    With them what makes none: a column of more than 50 values. A missing value is one like the others.
+    """
+    found, left_out = {}, []
+    for column, values in labels.items():
+        names = np.array([MISSING if _is_missing(value) else str(value) for value in values], object)
+        distinct = sorted(set(names))
+        if len(distinct) > MAX_VALUES:
+            left_out.append(f"{column}: {len(distinct)} values, more than {MAX_VALUES} make no segments")
+            continue
+        for value in distinct:
+            here = names == value
+            part = {
+                metric: Paired(np.asarray(each.champion)[here], np.asarray(each.challenger)[here], each.better)
+                for metric, each in scores.items()
+            }
+            found[f"{column} = {value}"] = Slice("segment", part, column)
+    return found, left_out
 
 
 def rows_of(part: Slice) -> int:
@@ -118,6 +144,10 @@ def compare(part: Slice, settings: JudgingSettings) -> dict[str, Comparison]:
             gains[metric] = Gains(challenger - champion, _reach(champion, challenger))
     found |= compare_means(gains, bars, settings.alpha, settings.resamples, settings.seed)
     return {metric: found[metric] for metric in part.scores if metric in found}
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or value == "" or value != value  # NaN is not itself
 
 
 def _are_binary(scores: Floats) -> bool:

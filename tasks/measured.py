@@ -116,5 +116,5 @@ def means(measured: Measured) -> dict[str, dict[str, dict[str, float]]]:
             known = rows[list(columns.values())].dropna()
             if len(known):
                 values = {model: round(float(known[column].mean()), 6) for model, column in columns.items()}
-                found[str(name)][metric] = {**values, "rows": float(len(known))}
+                found[str(name)][metric] = {**values, "rows": len(known)}
     return found

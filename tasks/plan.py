@@ -17,7 +17,7 @@ from prefect.logging import get_run_logger
 from deployments.bento.smoke import free_port
 from deployments.registry import Registry, Version
 from deployments.settings import PackagingSettings
-from distill import checkpoint
+from distill import checkpoint, harness
 from distill.errors import InputError
 from distill.on_policy_settings import OnPolicySettings
 from distill.settings import StudentSettings, TrainingSettings
@@ -26,6 +26,7 @@ from monitoring import traffic
 from monitoring.errors import InputError as WatchingInputError
 from monitoring.golden import golden_digest, read_golden
 from monitoring.judging_settings import JudgingSettings
+from monitoring.row_metrics import own_metric
 from monitoring.settings import ReferenceSettings, TrafficSettings
 from monitoring.traffic import Window
 from tasks.run import Champion, Request, Run, read_json, write_json
@@ -191,9 +192,12 @@ def _usable_models(student: StudentSettings, teacher: TeacherSettings, champion:
 
 
 def _judged_by(golden: pd.DataFrame | None, judging: JudgingSettings) -> dict[str, str]:
-    """Return the digests of what is judged by beside the traffic; raises InputError when it cannot be used."""
-    from distill import harness
+    """Return the digests of what is judged by beside the traffic; raises InputError when it cannot be used.
 
+    Metrics of one's own are tried on a row: whatever is wrong with them would else come out after the training.
+    """
+    for name in judging.own_metrics:
+        own_metric(name, ["a prompt"], ["an answer"], ["an answer"])
     found = {"golden": golden_digest(golden)} if golden is not None else {}
     return found | ({"lm_eval": harness.digest(judging.lm_eval)} if judging.lm_eval else {})
 

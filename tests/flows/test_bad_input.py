@@ -89,6 +89,28 @@ def test_what_is_missing_for_the_training_is_said_before_the_teacher_is_asked(
     assert not runs_of(workspace.folder)
 
 
+@pytest.mark.parametrize(
+    ("setting", "error", "told"),
+    [
+        ("golden", WatchingInputError, r"judging\.golden .* 1 rows cannot be used \(row 2: no reference\)"),
+        ("lm_eval", LearningInputError, r"judging\.lm_eval: task .*task\.yaml' cannot be read"),
+    ],
+)
+def test_what_cannot_be_judged_by_is_said_before_the_teacher_is_asked(
+    setting: str, error: type[Exception], told: str, make_workspace: Any, tmp_path: Path
+) -> None:
+    if setting == "lm_eval":
+        pytest.importorskip("lm_eval")
+    (tmp_path / "golden.jsonl").write_text('{"prompt": "a", "reference": "b"}\n{"prompt": "c", "reference": null}\n')
+    (tmp_path / "task.yaml").write_text("task: [")
+    given = {"golden": str(tmp_path / "golden.jsonl"), "lm_eval": str(tmp_path / "task.yaml")}
+    workspace = make_workspace(judging={setting: given[setting]})
+    with pytest.raises(error, match=told):
+        retrain(str(workspace.config))
+    assert not runs_of(workspace.folder)
+    assert not (workspace.folder / "signals").exists()
+
+
 def test_a_teacher_with_another_tokenizer_is_refused_before_anything_is_asked(
     make_workspace: Any, other_checkpoint: Path
 ) -> None:

@@ -117,8 +117,8 @@ def test_a_run_killed_after_its_promotion_is_completed_and_trains_no_second_time
     assert true["tokens"] == forced["signals"]["bought_tokens"] - probed["bought_tokens"] > 0
     assert true["tokens"] < 1.1 * probed["expected"]["tokens"], "the profile is paid for only when it is promoted"
     assert probed["expected"]["seconds"] > 0
-    (fresh,) = [check for check in forced["verdict"]["checks"] if check["kind"] == "fresh"]
-    assert true["gain"] == fresh["difference"]
+    checks = {(check["kind"], check["metric"]): check for check in forced["verdict"]["checks"]}
+    assert true["gain"] == checks["fresh", "exact_match"]["difference"]
     assert (workspace.folder / "runs" / forced["retrain_id"] / "probe.asked.npy").is_file()
     again = retrain(str(workspace.config), LATER, force=True, again=True)
     unpaid = 0 if forced["outcome"] == "promoted" else probed["expected"]["tokens"] - true["tokens"]
@@ -126,6 +126,31 @@ def test_a_run_killed_after_its_promotion_is_completed_and_trains_no_second_time
     assert again["retrain_id"] == f"{forced['retrain_id']}-2"
     assert again["signals"]["bought_tokens"] == 0
     assert again["signals"]["reused_tokens"] > 0
+
+
+def test_a_golden_set_is_judged_in_every_retrain_and_another_one_is_another_request(
+    make_workspace: Any, helpdesk_rows: Any, tmp_path: Path
+) -> None:
+    golden = tmp_path / "golden.csv"
+    rows = helpdesk_rows("2025-03-01..2025-03-04").dropna(subset="reference").drop_duplicates("prompt")
+    rows[["prompt", "reference"]].to_csv(golden, index=False)
+    workspace = make_workspace(judging={"golden": str(golden)})
+    first = retrain(str(workspace.config))
+    assert first["outcome"] == "promoted", "there is nobody to compare the first champion with"
+    assert first["verdict"]["metrics"]["golden"]["exact_match"]["rows"] == len(rows)
+    forced = retrain(str(workspace.config), LATER, force=True)
+    checks = {check["metric"]: check for check in forced["verdict"]["checks"] if check["slice"] == "golden"}
+    assert checks["exact_match"]["rows"] == len(rows)
+    assert checks["exact_match"]["outcome"] in ("pass", "fail", "inconclusive")
+    rows[["prompt", "reference"]].head(-1).to_csv(golden, index=False)
+    other = retrain(str(workspace.config), LATER, force=True)
+    assert other["retrain_id"] != forced["retrain_id"]
+    assert other["verdict"]["metrics"]["golden"]["exact_match"]["rows"] == len(rows) - 1
+    inputs = [
+        json.loads((workspace.folder / "runs" / ended["retrain_id"] / "judge" / "manifest.json").read_text())["inputs"]
+        for ended in (forced, other)
+    ]
+    assert inputs[0]["golden"] != inputs[1]["golden"]
 
 
 def test_a_retrain_that_the_policy_held_goes_on_once_the_monitor_asks_for_it(make_workspace: Any) -> None:

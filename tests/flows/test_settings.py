@@ -214,8 +214,18 @@ def test_places_ports_and_time_limits_do_not_change_a_result() -> None:
     changing = set(result_changing(Settings()))
     places = {"workspace", "student.base", "teacher.model", "traffic.path", "registry.uri", "packaging.port"}
     places |= {"teacher.price_prompt", "teacher.price_answer", "teacher.currency", "teacher.metrics_file"}
+    places |= {"judging.golden", "judging.lm_eval"}  # what they say is in the request, not what they are called
     assert not places & changing
     assert {"training.epochs", "judging.margin", "drift.psi_bound", "traffic.held_out_from", "features.use"} <= changing
+
+
+def test_what_is_judged_by_lies_where_the_settings_file_lies(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("task: own")
+    config = tmp_path / "redistill.toml"
+    config.write_text('[judging]\ngolden = "golden.csv"\nlm_eval = ["own.yaml", "arc_easy"]\n')
+    judging = load(config).judging
+    assert judging.golden == str(tmp_path / "golden.csv")
+    assert judging.lm_eval == (str(tmp_path / "own.yaml"), "arc_easy")
 
 
 def test_every_setting_says_its_unit() -> None:

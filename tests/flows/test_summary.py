@@ -16,3 +16,35 @@ def test_rows_that_the_training_did_not_reach_are_told() -> None:
     assert summary._training({**came, "rows": {**rows, "not_reached": 0}}) == "a new student after 3 steps"
     assert summary._training({**came, "rows": {"mixture": 32, "training": 32, "validation": 0}}).endswith("3 steps")
     assert summary._training({}) == "a new student"
+
+
+def check(slice: str, metric: str, outcome: str, **given: Any) -> dict[str, Any]:
+    return {
+        "slice": slice, "metric": metric, "rows": 400, "champion": 0.9, "challenger": 0.85, "difference": -0.05,
+        "lower": -0.08, "upper": -0.02, "outcome": outcome, "harmed": False, "rows_needed": None, **given,
+    }  # fmt: skip
+
+
+def test_the_verdict_shows_each_slice_and_whatever_did_not_pass() -> None:
+    verdict: dict[str, Any] = {
+        "checks": [
+            check("fresh", "exact_match", "pass"),
+            check("fresh", "token_f1", "reported"),
+            check("old", "exact_match", "inconclusive", rows_needed=1200),
+            check("old", "refusal_rate", "fail"),
+            check("old", "token_f1", "reported", harmed=True),
+            check("lm_eval tickets acc", "lm_eval", "reported"),
+        ],
+        "budgets": [
+            {"name": "memory", "unit": "MB", "champion": 2.0, "challenger": 4.0, "ratio": 2.0, "outcome": "fail"}
+        ],
+    }
+    rows = {row[:2]: row[2:] for row in summary.verdict_rows(verdict)}
+    assert rows.keys() == {
+        ("fresh", "exact_match"), ("old", "exact_match"), ("old", "refusal_rate"), ("old", "token_f1"),
+        ("lm_eval tickets acc", "lm_eval"), ("", "memory [MB]"),
+    }  # fmt: skip
+    told = ("400", "0.900", "0.850", "-0.0500", "-0.0800 to -0.0200", "inconclusive: about 1200 rows would decide")
+    assert rows["old", "exact_match"] == told
+    assert rows["old", "token_f1"][-1] == "reported, worse than before"
+    assert rows["", "memory [MB]"] == ("", "2", "4", "2.00 times", "", "fail")
