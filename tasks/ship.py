@@ -17,11 +17,12 @@ from deployments.bento.smoke import smoke_test
 from deployments.errors import Failure, InputError
 from deployments.registry import Registry
 from deployments.settings import PackagingSettings
-from deployments.verification import hashes, verify_checkpoint
+from deployments.verification import file_hash, hashes, verify_checkpoint
 from distill.settings import StudentSettings
 from distill.training.steplog import PARTS
 from tasks import costs
 from tasks.limit import one_at_a_time
+from tasks.plan import WINDOW_FILE
 from tasks.run import Run, code_revision, run_stage
 from tasks.train import step_records
 
@@ -68,6 +69,7 @@ def version_tags(run: Run) -> dict[str, str]:
         "sha256": manifests["train"]["result"]["student_sha256"],
         "window": request.window,
         "window_digest": request.window_digest,
+        "window_sha256": file_hash(run.folder / WINDOW_FILE),
         "teacher": request.teacher,
         "verdict": manifests["judge"]["result"]["outcome"],
         "base_champion": before.version if before else "",
