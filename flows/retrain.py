@@ -55,6 +55,7 @@ def retrain(
     chosen = settings.load(config, overrides)
     places = wiring.Places(chosen)
     registry = wiring.registry(chosen, places)
+    wiring.tracker(chosen)  # whose key may be missing, which is said before anything is started
     run = plan.plan(
         plan.Asked(window, force, again),
         registry,
@@ -122,12 +123,12 @@ def _stages(run: "Run", chosen: settings.Settings, places: "Places", registry: "
     teach.teach(run, places.log, start, teaching)
     student = train.train(run, start, teaching)
     verdict = judge.judge(run, places.log, student, chosen.judging, teaching)
-    version = ship.register(run, registry, student)["version"]
+    version = ship.register(run, registry, student, wiring.tracker(chosen))["version"]
     if verdict["outcome"] != "pass":
         return "rejected" if verdict["outcome"] == "fail" else "held"
     ship.package(run, version, student, places.bentos, chosen.packaging, chosen.student)
     profile.profile(run, places.log, student, watching, chosen.probe, teaching)
-    ship.promote(run, registry, version)
+    ship.promote(run, registry, version, wiring.tracker(chosen))
     return "promoted"
 
 
