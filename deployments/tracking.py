@@ -99,6 +99,7 @@ def _write(request: Path) -> None:
         mode="offline",
         console="off",
         disable_git=True,
+        host="redistill",
         save_code=False,
         disable_job_creation=True,
         silent=True,

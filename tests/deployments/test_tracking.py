@@ -21,7 +21,7 @@ KEY = "0123456789" * 4
 
 
 def read(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
-    """Return parameters, history and project (with host and git, if any) of an offline run, by the reader of wandb itself."""
+    """Return parameters, history and project, with host and git, of an offline run; by wandb's own reader."""
     pytest.importorskip("wandb", reason="the extra wandb is not installed")
     from wandb.proto import wandb_internal_pb2
     from wandb.sdk.internal.datastore import DataStore
@@ -55,7 +55,7 @@ def test_an_offline_run_has_the_parameters_and_the_numbers_of_the_mlflow_run(tmp
     done = track(Tracker("offline", "ours"), "r1", "student", params=PARAMS, metrics=METRICS, folder=tmp_path)
     assert done == {"folder": done["folder"], "points": 3, "sent": False, "trouble": ""}
     config, history, project = read(tmp_path / done["folder"])
-    assert project == "ours"
+    assert project == "ours redistill"  # the name of no machine, no git revision
     assert {key: config[key] for key in PARAMS} == {key: str(value) for key, value in PARAMS.items()}
     assert [(items["_step"], items["train/loss"]) for items in history[1:]] == [(1, 0.5), (2, 0.25)]
     assert history[0]["judge/fresh/exact_match_challenger"] == 0.75
