@@ -189,8 +189,8 @@ def _taken(client: Any, student: str, moves: str, version: str, expected: str | 
 
 def _gone(student: str, wanted: str, champion: str | None) -> Failure:
     return Failure(
-        f"{wanted} by a rollback of {student!r}, but the registry has {_named(champion)} now: somebody else was faster, "
-        "nothing was changed; look at `python -m deployments.registry list`"
+        f"{wanted} by a rollback of {student!r}, but the registry has {_named(champion)} now, as somebody else was "
+        "faster: nothing was changed; look at `python -m deployments.registry list`"
     )
 
 

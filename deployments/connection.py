@@ -11,7 +11,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -165,3 +165,42 @@ def _ask(uri: str, timeout: float, complaints: list[str]) -> None:
         if answer.status_code not in BUSY:
             return
         time.sleep(0.1)
+
+
+@contextmanager
+def global_address(uri: str) -> Iterator[None]:
+    """Sets MLflow's process-wide tracking address for a moment.
+
+    `create_model_version` looks a `models:/` source up there, whatever address its client has.
+    """
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")  # set_tracking_uri writes it as well
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def experiment_of(client: Any, student: str, artifacts: str) -> str:
+    """The id of the student's experiment, created where it is missing."""
+    or_exists(lambda: client.create_experiment(student, artifact_location=artifacts or None))
+    experiment = client.get_experiment_by_name(student)
+    if experiment.lifecycle_stage != "active":
+        raise Failure(
+            f"experiment {student!r} was deleted in the registry: restore it with "
+            f"`mlflow experiments restore -x {experiment.experiment_id}`"
+        )
+    return str(experiment.experiment_id)
+
+
+def or_exists(create: Callable[[], object]) -> None:
+    """Creates something, unless it is there already."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        create()
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise

@@ -76,8 +76,8 @@ def read(client: Any, journal: str) -> list[Move]:
     found = []
     for key, text in params.items():
         if key.startswith(PARAM) and key.count("/") == 1:
-            ends = {end: f"{key}/{end}" in params for end in ("undone", "done")}
-            found.append(Move(**json.loads(text), **ends))
+            undone, done = (f"{key}/{end}" in params for end in ("undone", "done"))
+            found.append(Move(**json.loads(text), undone=undone, done=done))
     return sorted(found, key=lambda move: move.number)
 
 

@@ -18,9 +18,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 def start(
-    command: Sequence[str], *, environment: Mapping[str, str], output: int | IO[bytes]
+    command: Sequence[str], *, environment: Mapping[str, str], output: int | IO[bytes], folder: Path | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a command in its own process group, with stdout and stderr to `output` and nothing on stdin.
+    """Start a command in its own process group, in `folder`, with stdout and stderr to `output`, nothing on stdin.
 
     On Linux it gets SIGTERM when the thread that started it ends, be it by SIGKILL.
     """
@@ -35,6 +35,7 @@ def start(
 
     return subprocess.Popen(
         list(command),
+        cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,

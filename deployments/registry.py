@@ -13,30 +13,31 @@ one wins, on SQLite and on a server, and `recover` finishes what was cut short. 
 database keeps them apart besides; across machines the Prefect limit that tasks.ship takes does.
 """
 
-import os
 import re
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from deployments import aliases, journal, runs
 from deployments.connection import (
     absolute,
     database,
+    experiment_of,
     explained,
     file_lock,
+    global_address,
     lock_of,
     masked,
     mlflow_client,
+    or_exists,
     reach_database,
     reach_server,
 )
-from deployments.errors import Failure, InputError
+from deployments.errors import InputError
 
 PARAM_LENGTH = 6000  # MLflow cuts longer values without a word
 DESCRIPTION_LENGTH = 5000  # of a version; Postgres takes no longer one
@@ -55,17 +56,19 @@ class Version:
 
 
 def opened(uri: str, student: str, timeout: float) -> "Registry":
-    """Opens a registry to look at it; creates nothing.
+    """Opens a registry to look at it; creates nothing. `student` may be empty where the registry has but one.
 
     Raises InputError when there is no such database or no such student in it, Failure as `connect`.
     """
-    address, lock = _reached(uri, student, timeout, create=False)
+    address, lock = _reached(uri, timeout, create=False)
     client = mlflow_client(address)
-    with explained(address, f"looking for student {student!r}"):
-        known = {model.name: model for model in client.search_registered_models()}
+    with explained(address, "looking for its students"):
+        known = {model.name: model for model in client.search_registered_models(max_results=1000)}
+        student = student or (next(iter(known)) if len(known) == 1 else "")
         if student not in known:
-            others = f"it has {', '.join(sorted(known))}" if known else "it has none at all"
-            raise InputError(f"the registry {masked(address)} has no student {student!r}: {others}")
+            has = f"it has {', '.join(sorted(known))}" if known else "it has none at all"
+            wanted = f"no student {student!r}" if student else "not one student only"
+            raise InputError(f"the registry {masked(address)} has {wanted}, {has}: choose by --student")
         experiment = client.get_experiment_by_name(student)
     found = "" if experiment is None else str(experiment.experiment_id)
     return Registry(client, address, student, found, lock, str(known[student].tags.get(journal.TAG, "")))
@@ -79,20 +82,20 @@ def connect(uri: str, artifacts: str, student: str, timeout: float) -> "Registry
     Failure, within `timeout` seconds, for a registry that cannot be reached. Importing mlflow takes 2.5 s,
     whichever part of it is asked for, and creating a SQLite store 4 s, once.
     """
-    address, lock = _reached(uri, student, timeout, create=True)
+    _plain("student", student)
+    address, lock = _reached(uri, timeout, create=True)
     path = database(address)
     artifacts = artifacts or (str(path.parent / "mlartifacts") if path else "")
     client = mlflow_client(address)
     with explained(address, f"opening the experiment {student!r}"), lock():
-        experiment = _experiment(client, student, artifacts)
-        moves = journal.find_or_create(client, student, experiment, _or_exists)
+        experiment = experiment_of(client, student, artifacts)
+        moves = journal.find_or_create(client, student, experiment, or_exists)
     return Registry(client, address, student, experiment, lock, moves)
 
 
-def _reached(uri: str, student: str, timeout: float, *, create: bool) -> tuple[str, runs.Lock]:
+def _reached(uri: str, timeout: float, *, create: bool) -> tuple[str, runs.Lock]:
     """The absolute address of a registry that answers, and what keeps its writers apart."""
     address = absolute(uri)
-    _plain("student", student)
     path = database(address)
     if path is None:
         reach_server(address, timeout)
@@ -194,28 +197,8 @@ class Registry:
 
     def fetch(self, version: str, cache: Path) -> Path:
         """The folder of a version's checkpoint: the store's own if it is on this machine, else a copy in `cache`."""
-        from mlflow.artifacts import download_artifacts
-        from mlflow.utils.file_utils import local_file_uri_to_path
-
         with explained(self.uri, f"fetching version {version}"):
-            source = str(self.client.get_model_version(self.student, version).source)
-            model = source.removeprefix("models:/")
-            location = self.client.get_logged_model(model).artifact_location
-            if urlsplit(location).scheme in ("", "file"):
-                folder = Path(local_file_uri_to_path(location))
-                if not folder.is_dir():
-                    raise Failure(
-                        f"the checkpoint of version {version} of {self.student!r} is gone from {folder}: put it back "
-                        "from a backup, or promote another version"
-                    )
-                return folder
-            ready = cache / model
-            if not ready.is_dir():
-                cache.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(dir=cache, prefix=".unfinished-") as unfinished:
-                    got = download_artifacts(artifact_uri=location, dst_path=unfinished, tracking_uri=self.uri)
-                    _move(Path(got), ready)
-            return ready
+            return runs.fetched(self.client, self.student, version, cache, self.uri)
 
     def promote(self, version: str, expected: str | None) -> None:
         """Makes a version the champion, if the champion still is `expected` (None: there is none yet).
@@ -291,7 +274,7 @@ class Registry:
         return str(found[0].version) if found else None
 
     def _create(self, retrain_id: str, run_id: str, model: str, tags: Mapping[str, str], description: str) -> str:
-        with _global_address(self.uri):
+        with global_address(self.uri):
             version = self.client.create_model_version(
                 self.student,
                 source=f"models:/{model}",
@@ -301,54 +284,6 @@ class Registry:
                 description=_shortened(description),
             )
         return str(version.version)
-
-
-@contextmanager
-def _global_address(uri: str) -> Iterator[None]:
-    """Sets MLflow's process-wide tracking address for a moment.
-
-    `create_model_version` looks a `models:/` source up there, whatever address its client has.
-    """
-    import mlflow
-
-    before = os.environ.get("MLFLOW_TRACKING_URI")  # set_tracking_uri writes it as well
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before)
-
-
-def _experiment(client: Any, student: str, artifacts: str) -> str:
-    """The id of the student's experiment, created where it is missing."""
-    _or_exists(lambda: client.create_experiment(student, artifact_location=artifacts or None))
-    experiment = client.get_experiment_by_name(student)
-    if experiment.lifecycle_stage != "active":
-        raise Failure(
-            f"experiment {student!r} was deleted in the registry: restore it with "
-            f"`mlflow experiments restore -x {experiment.experiment_id}`"
-        )
-    return str(experiment.experiment_id)
-
-
-def _or_exists(create: Callable[[], object]) -> None:
-    """Creates something, unless it is there already."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        create()
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
-def _move(source: Path, target: Path) -> None:
-    """Renames a whole folder; another process that was faster is as good."""
-    try:
-        source.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
 
 
 def _shortened(text: str) -> str:
@@ -363,3 +298,9 @@ def _plain(what: str, name: str) -> None:
         raise InputError(
             f"{what} = {name!r}: use letters, digits, '.', '_' and '-' only; it stands in searches and paths"
         )
+
+
+if __name__ == "__main__":
+    from deployments.registry_command import main
+
+    sys.exit(main())

@@ -3,11 +3,15 @@
 Both are found again by the tag `retrain_id`, so that a second call goes on where the first was cut short.
 """
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from deployments.errors import Failure
 
 METRICS_A_CALL = 1000  # limits of MLflow's log-batch call
 PARAMS_A_CALL = 100
@@ -73,6 +77,39 @@ def store(client: Any, experiment: str, retrain_id: str, run_id: str, checkpoint
         client.log_model_artifacts(model.model_id, str(checkpoint))
         client.finalize_logged_model(model.model_id, "READY")
     return str(model.model_id)
+
+
+def fetched(client: Any, student: str, version: str, cache: Path, uri: str) -> Path:
+    """The folder of a version's checkpoint: the store's own if it is on this machine, else a copy in `cache`."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    model = str(client.get_model_version(student, version).source).removeprefix("models:/")
+    location = client.get_logged_model(model).artifact_location
+    if urlsplit(location).scheme in ("", "file"):
+        folder = Path(local_file_uri_to_path(location))
+        if not folder.is_dir():
+            raise Failure(
+                f"the checkpoint of version {version} of {student!r} is gone from {folder}: put it back "
+                "from a backup, or promote another version"
+            )
+        return folder
+    ready = cache / model
+    if not ready.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".unfinished-") as unfinished:
+            got = download_artifacts(artifact_uri=location, dst_path=unfinished, tracking_uri=uri)
+            _move(Path(got), ready)
+    return ready
+
+
+def _move(source: Path, target: Path) -> None:
+    """Renames a whole folder; another process that was faster is as good."""
+    try:
+        source.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

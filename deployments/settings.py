@@ -1,5 +1,6 @@
 """What can be set about shipping: the registry, promotion and the Bento."""
 
+from importlib.util import find_spec
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -26,6 +27,31 @@ class RegistrySettings(Section):
     timeout: float = Field(
         10.0, gt=0, description="a registry that does not answer by then is unreachable [s]", json_schema_extra=LOCATION
     )
+
+    wandb: Literal["", "offline", "online"] = Field(
+        "",
+        description="track each retrain in Weights & Biases besides; empty: do not [offline, online]",
+        json_schema_extra=LOCATION,
+    )
+    wandb_project: str = Field("redistill", min_length=1, description="project there", json_schema_extra=LOCATION)
+    wandb_key_secret: str = Field(
+        "",
+        description="online: Prefect Secret block with its API key; empty: WANDB_API_KEY [name]",
+        json_schema_extra=LOCATION,
+    )
+    wandb_timeout: float = Field(
+        120.0,
+        gt=0,
+        description="longest time for writing a run there, and for sending it [s]",
+        json_schema_extra=LOCATION,
+    )
+
+    @field_validator("wandb")
+    @classmethod
+    def _wandb_is_installed(cls, mode: str) -> str:
+        if mode and find_spec("wandb") is None:
+            raise ValueError("the package wandb is not installed: pip install 'redistill[wandb]', or leave it empty")
+        return mode
 
     @field_validator("uri")
     @classmethod

@@ -40,7 +40,13 @@ def hashes(folder: Path) -> dict[str, str]:
 
 def file_hashes(folder: Path) -> dict[str, str]:
     """Returns path within the folder -> SHA-256 (hex), by path; hidden files do not count."""
-    return {name: _sha256(folder / name) for name in _files(folder)}
+    return {name: file_hash(folder / name) for name in _files(folder)}
+
+
+def file_hash(path: Path) -> str:
+    """Returns the SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify_checkpoint(folder: Path, expected: Mapping[str, str]) -> None:
@@ -66,7 +72,7 @@ def differences(folder: Path, expected: Mapping[str, str]) -> list[str]:
         return _of_the_whole(folder, expected)
     registered = _registered(expected)
     broken = {name: problem for name in _files(folder) if (problem := _broken(folder, name))}
-    found = {name: "" if name in broken else _sha256(folder / name) for name in _files(folder)}
+    found = {name: "" if name in broken else file_hash(folder / name) for name in _files(folder)}
     wrong = []
     for name in sorted({*registered, *found}):
         what = _what(name)
@@ -127,11 +133,6 @@ def _together(of: Mapping[str, str]) -> str:
     for name, value in sorted(of.items()):
         total.update(name.encode() + b"\0" + bytes.fromhex(value))
     return total.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _broken(folder: Path, name: str) -> str | None:

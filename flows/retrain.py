@@ -61,6 +61,7 @@ def retrain(
     chosen = settings.load(config, overrides)
     places = wiring.Places(chosen)
     registry = wiring.registry(chosen, places)
+    wiring.tracker(chosen)  # whose key may be missing, which is said before anything is started
     if approve:
         run = _approved(approve, by, note, chosen, places, registry)
     else:
@@ -152,7 +153,7 @@ def _stages(run: "Run", chosen: settings.Settings, places: "Places", registry: "
     teach.teach(run, places.log, start, teaching)
     student = train.train(run, start, teaching)
     verdict = judge.judge(run, places.log, student, chosen.judging, teaching, chosen.features.refusal)
-    version = ship.register(run, registry, student)["version"]
+    version = ship.register(run, registry, student, wiring.tracker(chosen))["version"]
     asks = approve.by_hand(run, chosen.promotion)
     if verdict["outcome"] != "pass" and not (asks and verdict["outcome"] == "inconclusive"):
         return "rejected" if verdict["outcome"] == "fail" else "held"
@@ -160,7 +161,7 @@ def _stages(run: "Run", chosen: settings.Settings, places: "Places", registry: "
     if asks and (said := approve.approval(run, version, chosen.promotion)) != "approved":
         return "rejected" if said == "refused" else "held"
     profile.profile(run, places.log, student, watching, chosen.probe, teaching)
-    ship.promote(run, registry, version)
+    ship.promote(run, registry, version, wiring.tracker(chosen))
     return "promoted"
 
 

@@ -1,16 +1,18 @@
 """Settings -> the sections, places and registry that the tasks are given."""
 
+import os
 from pathlib import Path
 
 from prefect.context import FlowRunContext
 from prefect.logging import get_logger, get_run_logger
 
 from deployments.registry import Registry, connect
+from deployments.tracking import API_KEY, Tracker
 from distill import checkpoint
 from flows.settings import NO_WORKSPACE, SQLITE, Settings, SettingsError, database_in
 from tasks.probe import Probing
 from tasks.run import Run
-from tasks.teaching import Teaching
+from tasks.teaching import Teaching, secret
 from tasks.watch import Watching
 
 
@@ -43,6 +45,22 @@ def registry(settings: Settings, places: Places, *, recover: bool = True) -> Reg
         logger = get_run_logger() if FlowRunContext.get() else get_logger("redistill")
         logger.warning("registry: %s", told)
     return found
+
+
+def tracker(settings: Settings) -> Tracker | None:
+    """Return what a retrain is tracked by besides MLflow, None for nothing; InputError where its key is missing."""
+    chosen = settings.registry
+    if not chosen.wandb:
+        return None
+    key = ""
+    if chosen.wandb == "online":
+        key = secret(chosen.wandb_key_secret, "registry.wandb_key_secret") or os.environ.get(API_KEY, "")
+        if not key:
+            raise SettingsError(
+                f"registry.wandb = 'online' needs a key: set {API_KEY} in the environment, or "
+                "registry.wandb_key_secret to a Prefect Secret block"
+            )
+    return Tracker(chosen.wandb, chosen.wandb_project, key, chosen.wandb_timeout)
 
 
 def watching(settings: Settings) -> Watching:

@@ -16,12 +16,15 @@ from deployments.bento.build import build
 from deployments.bento.smoke import smoke_test
 from deployments.errors import Failure, InputError
 from deployments.registry import Registry
+from deployments.runs import Metric
 from deployments.settings import PackagingSettings
-from deployments.verification import hashes, verify_checkpoint
+from deployments.tracking import Tracker, track
+from deployments.verification import file_hash, hashes, verify_checkpoint
 from distill.settings import StudentSettings
 from distill.training.steplog import PARTS
 from tasks import approve, card, costs
 from tasks.limit import one_at_a_time
+from tasks.plan import WINDOW_FILE
 from tasks.run import Run, code_revision, run_stage
 from tasks.train import step_records
 
@@ -29,7 +32,7 @@ STEP_METRICS = ("loss", *PARTS, "grad_norm", "learning_rate", "validation_loss")
 
 
 @task(name="register", cache_policy=NO_CACHE)
-def register(run: Run, registry: Registry, student: Path) -> dict[str, Any]:
+def register(run: Run, registry: Registry, student: Path, tracker: Tracker | None = None) -> dict[str, Any]:
     """Record the retrain as one MLflow run and register its student as the challenger; returns version and run."""
     trained = run.manifests()["train"]["result"]["student_sha256"]
 
@@ -42,15 +45,18 @@ def register(run: Run, registry: Registry, student: Path) -> dict[str, Any]:
             )
         told, written = card.written(run, student), folder / card.CARD_FILE
         written.write_text(told, "utf-8")
+        params = {"window_rows": run.request.window_rows, **run.request.settings, **_currency(run)}
+        metrics = [*_training_metrics(run), *_outcome_metrics(run)]
         run_id = registry.record(
             run.request.retrain_id,
-            params={"window_rows": run.request.window_rows, **run.request.settings, **_currency(run)},
-            metrics=[*_training_metrics(run), *_outcome_metrics(run)],
+            params=params,
+            metrics=metrics,
             tags=tags,
             artifacts=[*(path for path in _reports(run) if path.is_file()), written],
         )
         version = registry.register(run.request.retrain_id, run_id, student, {**tags, **stored}, told)
-        return {"version": version.version, "run_id": run_id, "hashes": stored}
+        tracked = _track(tracker, run, "", params, metrics, folder / "wandb")
+        return {"version": version.version, "run_id": run_id, "hashes": stored, **tracked}
 
     return run_stage(run, "register", work, inputs={"student": trained})
 
@@ -70,6 +76,7 @@ def version_tags(run: Run) -> dict[str, str]:
         "sha256": manifests["train"]["result"]["student_sha256"],
         "window": request.window,
         "window_digest": request.window_digest,
+        "window_sha256": file_hash(run.folder / WINDOW_FILE),
         "teacher": request.teacher,
         "verdict": manifests["judge"]["result"]["outcome"],
         "base_champion": before.version if before else "",
@@ -116,7 +123,7 @@ def package(
 
 
 @task(name="promote", cache_policy=NO_CACHE)
-def promote(run: Run, registry: Registry, version: str) -> dict[str, Any]:
+def promote(run: Run, registry: Registry, version: str, tracker: Tracker | None = None) -> dict[str, Any]:
     """Make the challenger the champion, unless another one took the place since the request was made.
 
     Its files in the registry's store must be those that were registered, each by its SHA-256.
@@ -130,12 +137,15 @@ def promote(run: Run, registry: Registry, version: str) -> dict[str, Any]:
                 f"version {version} of {run.request.student!r} was promoted and then rolled back, at {taken_out}: "
                 "it is not promoted again; give the same command with --again for a new retrain"
             )
-        registry.add(run.manifests()["register"]["result"]["run_id"], _later_metrics(run))
+        later = list(_later_metrics(run))
+        registry.add(run.manifests()["register"]["result"]["run_id"], later)
         registry.tag(version, approve.tags(run))
         with one_at_a_time(run.request.student):
             verify_checkpoint(registry.fetch(version, run.folder.parent.parent / "checkpoints"), found.tags)
             registry.promote(version, expected=before.version if before else None)
-        return {"champion": version, "previous": before.version if before else None}
+        # As a run of its own: what is written offline cannot be gone on with.
+        tracked = _track(tracker if later else None, run, "-profile", {}, later, folder / "wandb")
+        return {"champion": version, "previous": before.version if before else None, **tracked}
 
     return run_stage(run, "promote", work, inputs={"version": version})
 
@@ -158,6 +168,19 @@ def rollback(registry: Registry, runs: Path, reason: str, expected: str | None =
         before, now = registry.rollback(reason, expected, target.version if target else None)
     serving = runs / registry.get(now).tags["retrain_id"] / "profile"
     return {"from": before, "to": now, "reason": reason, "profile": str(serving)}
+
+
+def _track(
+    tracker: Tracker | None, run: Run, part: str, params: dict[str, Any], metrics: list[Metric], folder: Path
+) -> dict[str, Any]:
+    """Track numbers in Weights & Biases besides; what goes wrong there is said and counted, and fails nothing."""
+    if tracker is None:
+        return {}
+    name = run.request.retrain_id + part
+    done = track(tracker, name, run.request.student, params=params, metrics=metrics, folder=folder)
+    if done["trouble"]:
+        get_run_logger().error("Weights & Biases has not got run %s, MLflow has: %s", name, done["trouble"])
+    return {"wandb": {**done, "troubles": int(bool(done["trouble"]))}}
 
 
 def _smoke_rows(run: Run, count: int) -> tuple[list[str], list[str]]:

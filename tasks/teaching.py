@@ -81,10 +81,10 @@ def scorer_of(settings: Teaching) -> "LocalScores | SGLangScores":
 
 def api_key(settings: Teaching) -> str:
     """Return the servers' API key where a Secret block holds it."""
-    return _secret(settings.teacher.api_key_secret)
+    return secret(settings.teacher.api_key_secret, "teacher.api_key_secret")
 
 
-def _secret(name: str) -> str:
+def secret(name: str, setting: str) -> str:
     """Return what a Prefect Secret block holds, nothing without a name; InputError where there is no such block."""
     if not name:
         return ""
@@ -94,6 +94,5 @@ def _secret(name: str) -> str:
         return str(cast("Secret[str]", Secret.load(name)).get())
     except ValueError as error:
         raise InputError(
-            f"teacher.api_key_secret {name!r}: Prefect has no such Secret block; make one, or set the key in the "
-            "environment instead"
+            f"{setting} {name!r}: Prefect has no such Secret block; make one, or set the key in the environment instead"
         ) from error
