@@ -2,7 +2,7 @@
 
     python -m deployments.bento.build REQUEST.json
 
-A build sees one fresh folder that holds service.py, model.json and the checkpoint's own files, and nothing else: no
+A build sees one fresh folder that holds serving/, model.json and the checkpoint's own files, and nothing else: no
 prompt, log or workspace file can get in. It appears in the store by one rename, so what is there is whole.
 """
 
@@ -23,10 +23,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from deployments import process
+from deployments.bento.serving.files import digests
 from deployments.errors import Failure, InputError
 from deployments.settings import PackagingSettings
 
-SERVICE = Path(__file__).with_name("service.py")
+SERVICE = Path(__file__).with_name("serving")  # all of our code that a Bento holds
 CHECKPOINT_FILES = (  # what a Hugging Face directory may hold of a model; anything else stays outside
     "config.json",
     "generation_config.json",
@@ -41,7 +42,18 @@ CHECKPOINT_FILES = (  # what a Hugging Face directory may hold of a model; anyth
     "chat_template.jinja",
     "chat_template.json",
 )
-REQUIREMENTS = ("bentoml", "jinja2", "numpy", "pydantic", "safetensors", "tokenizers", "torch", "transformers")
+REQUIREMENTS = ("bentoml", "fastapi", "jinja2", "numpy", "prometheus-client", "pydantic", "tokenizers", "transformers")
+ENGINES = {"torch": ("safetensors", "torch"), "onnx-int8": ("onnxruntime",)}
+SERVED = (  # settings that the service goes by
+    "format",
+    "max_batch_size",
+    "max_waiting",
+    "max_latency_ms",
+    "max_prompts",
+    "max_prompt_chars",
+    "max_body_bytes",
+    "api_key_env",
+)
 _TAG = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")  # BentoML's rule, for a name and for a version
 
 
@@ -80,8 +92,7 @@ def build(
         "model_version": model_version,
         "max_prompt_tokens": max_prompt_tokens,
         "max_new_tokens": max_new_tokens,
-        "max_batch_size": settings.max_batch_size,
-        "max_latency_ms": settings.max_latency_ms,
+        **settings.model_dump(include=set(SERVED)),
     }
     request = {
         "checkpoint": str(checkpoint),
@@ -162,7 +173,8 @@ def _build(request: Mapping[str, Any]) -> None:
     with TemporaryDirectory(prefix="build-", dir=scratch_home) as folder:
         context = Path(folder) / "context"
         _fill(context, Path(request["checkpoint"]), request["model"])
-        pins = [f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS]  # torch says 2.13.0+cpu
+        names = REQUIREMENTS + ENGINES[request["model"]["format"]]
+        pins = [f"{name}=={version(name).partition('+')[0]}" for name in sorted(names)]  # torch says 2.13.0+cpu
         rest = json.dumps({"labels": request["labels"], "pins": pins}, sort_keys=True)
         content = _digest(context, rest)
         if target.exists():
@@ -182,11 +194,14 @@ def _build(request: Mapping[str, Any]) -> None:
 
 def _fill(context: Path, checkpoint: Path, model: Mapping[str, Any]) -> None:
     (context / "checkpoint").mkdir(parents=True)
-    shutil.copyfile(SERVICE, context / "service.py")
-    (context / "model.json").write_text(json.dumps(model, indent=2, sort_keys=True) + "\n", "utf-8")
+    (context / "serving").mkdir()
+    for module in sorted(SERVICE.glob("*.py")):
+        shutil.copyfile(module, context / "serving" / module.name)
     for file in sorted(checkpoint.iterdir()):
         if file.name in CHECKPOINT_FILES or file.suffix == ".safetensors":
             _link(file.resolve(), context / "checkpoint" / file.name)
+    about = {**model, "files": digests(context / "checkpoint")}
+    (context / "model.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def _link(source: Path, target: Path) -> None:
@@ -228,11 +243,11 @@ def _bentoml_build(
     # BentoML asks for uv, and would install it with pip, even where nothing is to be locked: 8 of 11 seconds.
     configuration.get_uv_command = lambda: ["uv"]
     bento = bentoml.bentos.build(
-        "service:Student",
+        "serving.service:Student",
         name=request["name"],
         version=request["version"],
         build_ctx=str(context),
-        include=["service.py", "model.json", "checkpoint/*"],
+        include=["serving/*.py", "model.json", "checkpoint/*"],
         labels=labels,
         description=f"{request['name']}, model version {request['model']['model_version']}: POST /generate\n",
         python={"packages": pins, "lock_packages": False},

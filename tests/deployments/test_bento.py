@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deployments.bento.build import Bento
+from deployments.bento.build import SERVICE, Bento
 from deployments.bento.smoke import Server
 from deployments.errors import Failure, InputError
 
@@ -71,7 +71,7 @@ def test_a_bento_holds_the_checkpoint_the_service_and_its_limits_and_no_prompt(
     source = bento.path / "src"
     assert {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()} == {
         "bentofile.yaml",
-        "service.py",
+        *(f"serving/{path.name}" for path in SERVICE.glob("*.py")),
         "model.json",
         "checkpoint/config.json",
         "checkpoint/generation_config.json",
