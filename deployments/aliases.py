@@ -1,14 +1,15 @@
 """Moves the aliases of a student: champion serves, challenger is the newest candidate, previous the way back.
 
-MLflow has no transaction over several aliases, so each change here is a row of single writes whose order lets a
-second call finish what a first one began; `champion`, the alias that serves, is written last. Callers hold the
-registry's lock.
+MLflow has no transaction over several aliases. So a change is written down as one move (deployments.journal), which
+decides it, and then carried out by single writes, `champion`, the alias that serves, last. Each of them can be made
+again: what was cut short is finished, or undone, by the next one that comes. Callers hold the registry's lock.
 """
 
-from datetime import UTC, datetime
 from typing import Any
 
+from deployments import journal
 from deployments.errors import Failure, InputError
+from deployments.journal import Move
 
 
 def read(client: Any, student: str) -> dict[str, str]:
@@ -24,78 +25,172 @@ def challenge(client: Any, student: str, version: str) -> None:
         client.set_registered_model_alias(student, "challenger", version)
 
 
-def promote(client: Any, student: str, version: str, expected: str | None) -> None:
+def promote(client: Any, student: str, moves: str, version: str, expected: str | None) -> None:
     """Makes a version the champion if that is `expected` now (None: there is none); raises Failure otherwise."""
-    aliases = read(client, student)
-    champion = aliases.get("champion")
-    if champion != version:
-        if champion != expected:
-            raise Failure(
-                f"version {version} of {student!r} was to replace {_named(expected)}, but the registry has "
-                f"{_named(champion)} now: nothing was changed; judge it against that one in a new retrain (--again)"
-            )
-        client.set_model_version_tag(student, version, "replaced", champion or "")
-        _set_previous(client, student, aliases, champion)
-        _serve(client, student, version)
-    if aliases.get("challenger") == version:
-        client.delete_registered_model_alias(student, "challenger")
+    recover(client, student, moves)
+    found = read(client, student)
+    champion = found.get("champion")
+    if champion == version:
+        if found.get("challenger") == version:
+            client.delete_registered_model_alias(student, "challenger")
+        return
+    if champion != expected:
+        raise _taken(client, student, moves, version, expected, champion)
+    move = Move(
+        number=_next(client, moves),
+        what="promotion",
+        before=champion,
+        to=version,
+        previous=champion,
+        previous_before=found.get("previous"),
+        challenger_before=found.get("challenger"),
+        replaced_before=_tags(client, student, version).get("replaced"),
+    )
+    if not journal.claim(client, moves, move):
+        recover(client, student, moves)
+        raise _taken(client, student, moves, version, expected, read(client, student).get("champion"))
+    _carry_out(client, student, moves, move)
 
 
-def rollback(client: Any, student: str, reason: str) -> tuple[str, str]:
-    """Makes the previous version the champion; returns (version taken out, version put back)."""
-    aliases = read(client, student)
-    champion = aliases.get("champion")
+def rollback(client: Any, student: str, moves: str, reason: str, expected: str | None) -> tuple[str, str]:
+    """Makes the previous version the champion; returns (version taken out, version put back).
+
+    `expected`: only if this is the champion now, else Failure; None: whichever it is. An unfinished rollback is
+    finished instead; an unfinished promotion that does not serve yet is undone first.
+    """
+    begun = journal.unfinished(client, moves)
+    if begun and begun.what == "rollback" and expected in (None, begun.before):
+        recover(client, student, moves)
+        return str(begun.before), begun.to
+    recover(client, student, moves, undo=True)
+    found = read(client, student)
+    champion = found.get("champion")
     if champion is None:
         raise InputError(f"nothing to roll back to: {student!r} has no champion yet")
-    target = _target(champion, aliases.get("previous"), _tags(client, student, champion))
-    if not target:
+    if expected not in (None, champion):
+        raise Failure(
+            f"champion {expected} of {student!r} was to be taken out, but the registry has {_named(champion)} now: "
+            "nothing was changed; look at `python -m deployments.registry list`"
+        )
+    target = found.get("previous")
+    if target is None or target == champion:
         raise InputError(
             f"nothing to roll back to: champion {champion} of {student!r} has no previous version, "
             "it is the first or was itself put back"
         )
     before = _tags(client, student, target).get("replaced")
-    # The plan is written first and the champion last: until then a second call finds the same target.
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    for key, value in (("rolling_back_to", target), ("rollback_reason", reason), ("rolled_back_at", now)):
-        client.set_model_version_tag(student, champion, key, value)
-    _set_previous(client, student, aliases, before if before and _exists(client, student, before) else None)
-    _serve(client, student, target)
+    move = Move(
+        number=_next(client, moves),
+        what="rollback",
+        before=champion,
+        to=target,
+        previous=before if before and exists(client, student, before) else None,
+        previous_before=target,
+        challenger_before=found.get("challenger"),
+        replaced_before=before,
+        reason=reason,
+    )
+    if not journal.claim(client, moves, move):
+        recover(client, student, moves)
+        raise Failure(
+            f"champion {champion} of {student!r} was to be taken out, but somebody else was faster: the registry has "
+            f"{_named(read(client, student).get('champion'))} now; look at `python -m deployments.registry list`"
+        )
+    _carry_out(client, student, moves, move)
     return champion, target
 
 
-def _target(champion: str, previous: str | None, tags: dict[str, str]) -> str | None:
-    """The version that an unfinished rollback was going to, else `previous`.
+def recover(client: Any, student: str, moves: str, *, undo: bool = False) -> str:
+    """Finishes the move that was cut short, and says so in a sentence; "" when there is none.
 
-    A promotion cut short after its first alias leaves `previous` at the champion itself; then it is the version
-    which that one replaced.
+    It is undone instead when its version was deleted, or, with `undo`, when it is a promotion that does not serve
+    yet. It is left where it was cut when the champion has been set by hand since.
     """
-    planned = tags.get("rolling_back_to")
-    if planned or previous != champion:
-        return planned or previous
-    return tags.get("replaced")
+    move = journal.unfinished(client, moves)
+    if move is None:
+        return ""
+    champion = read(client, student).get("champion")
+    if champion not in (move.before, move.to):
+        journal.mark(client, moves, move, "done")
+        return f"the {move}, was cut short, and {_named(champion)} was set by hand since: that was left as it is"
+    takes_back = undo and move.what == "promotion" and champion == move.before
+    if not move.undone and (takes_back or not exists(client, student, move.to)):
+        journal.mark(client, moves, move, "undone")
+    _carry_out(client, student, moves, move)
+    done = "undone" if journal.read(client, moves)[move.number - 1].undone else "completed"
+    return f"the {move}, was cut short: it was {done}, the registry has {_named(read(client, student).get('champion'))}"
 
 
-def _set_previous(client: Any, student: str, aliases: dict[str, str], version: str | None) -> None:
+def exists(client: Any, student: str, version: str) -> bool:
+    """Says whether the registry still has a version."""
+    return bool(client.search_model_versions(f"name = '{student}' and version_number = {int(version)}"))
+
+
+def _carry_out(client: Any, student: str, moves: str, move: Move) -> None:
+    """Makes the writes of a move that was written down; whoever made later ones meanwhile has the last word."""
+    while True:
+        latest = journal.read(client, moves)[-1]
+        if latest.undone:
+            _put_back(client, student, latest)
+        else:
+            _write(client, student, latest)
+        # Without a lock (on a server) a slow process may have overwritten what came after it: then again.
+        again = journal.read(client, moves)[-1]
+        if (again.number, again.undone) == (latest.number, latest.undone):
+            break
+    journal.mark(client, moves, latest, "done")
+
+
+def _write(client: Any, student: str, move: Move) -> None:
+    if move.what == "promotion":
+        client.set_model_version_tag(student, move.to, "replaced", move.before or "")
+    else:
+        client.set_model_version_tag(student, move.before, "rolled_back_at", move.at)
+        client.set_model_version_tag(student, move.before, "rollback_reason", move.reason)
+    _point(client, student, "previous", move.previous)
+    if read(client, student).get("challenger") == move.to:
+        _point(client, student, "challenger", None)
+    client.set_registered_model_alias(student, "champion", move.to)
+
+
+def _put_back(client: Any, student: str, move: Move) -> None:
+    """The other way round: what serves first, then what leads back to it."""
+    _point(client, student, "champion", move.before)
+    _point(client, student, "previous", move.previous_before)
+    if not exists(client, student, move.to):
+        return
+    if move.replaced_before is not None:
+        client.set_model_version_tag(student, move.to, "replaced", move.replaced_before)
+    elif "replaced" in _tags(client, student, move.to):
+        client.delete_model_version_tag(student, move.to, "replaced")
+    if move.challenger_before == move.to:
+        challenge(client, student, move.to)
+
+
+def _point(client: Any, student: str, alias: str, version: str | None) -> None:
     if version is not None:
-        client.set_registered_model_alias(student, "previous", version)
-    elif "previous" in aliases:
-        client.delete_registered_model_alias(student, "previous")
+        client.set_registered_model_alias(student, alias, version)
+    elif alias in read(client, student):
+        client.delete_registered_model_alias(student, alias)
 
 
-def _serve(client: Any, student: str, version: str) -> None:
-    """Points `champion` at a version, once no rollback that was planned from it in the past is left on it."""
-    if "rolling_back_to" in _tags(client, student, version):
-        client.delete_model_version_tag(student, version, "rolling_back_to")
-    client.set_registered_model_alias(student, "champion", version)
+def _next(client: Any, moves: str) -> int:
+    return len(journal.read(client, moves)) + 1
+
+
+def _taken(client: Any, student: str, moves: str, version: str, expected: str | None, champion: str | None) -> Failure:
+    """What the one that lost is told: who won, when, and what to do."""
+    won = [move for move in journal.read(client, moves) if move.to == champion and not move.undone]
+    retrain = _tags(client, student, champion).get("retrain_id") if champion else None
+    how = f" (by {won[-1].what} at {won[-1].at}{f', retrain {retrain}' if retrain else ''})" if won else ""
+    return Failure(
+        f"version {version} of {student!r} was to replace {_named(expected)}, but the registry has "
+        f"{_named(champion)} now{how}: nothing was changed; judge it against that one in a new retrain (--again)"
+    )
 
 
 def _tags(client: Any, student: str, version: str) -> dict[str, str]:
     return dict(client.get_model_version(student, version).tags)
-
-
-def _exists(client: Any, student: str, version: str) -> bool:
-    where = f"name = '{student}' and version_number = {int(version)}"
-    return bool(client.search_model_versions(where))
 
 
 def _named(version: str | None) -> str:

@@ -8,8 +8,9 @@
 Everything is found again by the tag `retrain_id`: whatever was cut short is finished by calling it again.
 Checkpoints, numbers and hashes go in; prompts never do.
 
-On SQLite every change of an alias is made under a file lock beside the database. A server has no such lock:
-two promotions in the same instant are not kept apart there, so run one retrain of a student at a time.
+A change of the champion is written down as one move before any alias is touched (deployments.journal): of two at once
+one wins, on SQLite and on a server, and `recover` finishes what was cut short. On SQLite a file lock beside the
+database keeps them apart besides; across machines the Prefect limit that tasks.ship takes does.
 """
 
 import os
@@ -23,13 +24,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from deployments import aliases, runs
+from deployments import aliases, journal, runs
 from deployments.connection import (
     absolute,
     database,
     explained,
     file_lock,
     lock_of,
+    masked,
     mlflow_client,
     reach_database,
     reach_server,
@@ -50,6 +52,23 @@ class Version:
     created: datetime
 
 
+def opened(uri: str, student: str, timeout: float) -> "Registry":
+    """Opens a registry to look at it; creates nothing.
+
+    Raises InputError when there is no such database or no such student in it, Failure as `connect`.
+    """
+    address, lock = _reached(uri, student, timeout, create=False)
+    client = mlflow_client(address)
+    with explained(address, f"looking for student {student!r}"):
+        known = {model.name: model for model in client.search_registered_models()}
+        if student not in known:
+            others = f"it has {', '.join(sorted(known))}" if known else "it has none at all"
+            raise InputError(f"the registry {masked(address)} has no student {student!r}: {others}")
+        experiment = client.get_experiment_by_name(student)
+    found = "" if experiment is None else str(experiment.experiment_id)
+    return Registry(client, address, student, found, lock, str(known[student].tags.get(journal.TAG, "")))
+
+
 def connect(uri: str, artifacts: str, student: str, timeout: float) -> "Registry":
     """Opens the registry of a student and creates what is missing: database, experiment, registered model.
 
@@ -58,22 +77,29 @@ def connect(uri: str, artifacts: str, student: str, timeout: float) -> "Registry
     Failure, within `timeout` seconds, for a registry that cannot be reached. Importing mlflow takes 2.5 s,
     whichever part of it is asked for, and creating a SQLite store 4 s, once.
     """
+    address, lock = _reached(uri, student, timeout, create=True)
+    path = database(address)
+    artifacts = artifacts or (str(path.parent / "mlartifacts") if path else "")
+    client = mlflow_client(address)
+    with explained(address, f"opening the experiment {student!r}"), lock():
+        experiment = _experiment(client, student, artifacts)
+        moves = journal.find_or_create(client, student, experiment, _or_exists)
+    return Registry(client, address, student, experiment, lock, moves)
+
+
+def _reached(uri: str, student: str, timeout: float, *, create: bool) -> tuple[str, runs.Lock]:
+    """The absolute address of a registry that answers, and what keeps its writers apart."""
     address = absolute(uri)
     _plain("student", student)
     path = database(address)
     if path is None:
         reach_server(address, timeout)
-        lock: runs.Lock = nullcontext
-    else:
-        reach_database(path, timeout)
-        artifacts = artifacts or str(path.parent / "mlartifacts")
-        beside = lock_of(path)
-        lock = lambda: file_lock(beside)  # noqa: E731
-    client = mlflow_client(address)
-    with explained(address, f"opening the experiment {student!r}"):
-        experiment = _experiment(client, student, artifacts)
-        _or_exists(lambda: client.create_registered_model(student))
-    return Registry(client, address, student, experiment, lock)
+        return address, nullcontext
+    if not create and not path.is_file():
+        raise InputError(f"there is no registry at {address}: give --uri, or --workspace; a retrain makes one")
+    reach_database(path, timeout)
+    beside = lock_of(path)
+    return address, lambda: file_lock(beside)
 
 
 @dataclass(frozen=True)
@@ -85,6 +111,7 @@ class Registry:
     student: str
     experiment: str
     lock: runs.Lock
+    promotions: str = ""  # id of the run that holds the moves
 
     def champion(self) -> Version | None:
         """The version that serves."""
@@ -183,19 +210,60 @@ class Registry:
         """Makes a version the champion, if the champion still is `expected` (None: there is none yet).
 
         Does nothing when it is the champion already; a call that was cut short is finished by the next one.
-        Raises Failure when somebody else changed the champion.
+        Raises Failure, naming the version that won, when somebody else changed the champion.
         """
         with explained(self.uri, f"promoting version {version}"), self.lock():
-            aliases.promote(self.client, self.student, version, expected)
+            aliases.promote(self.client, self.student, self.promotions, version, expected)
 
-    def rollback(self, reason: str) -> tuple[str, str]:
+    def rollback(self, reason: str, expected: str | None = None) -> tuple[str, str]:
         """Makes the previous version the champion again; returns (version taken out, version put back).
 
-        A call that was cut short is finished by the next one. One that ended well must not be repeated: it would
-        go back one more. Raises InputError when there is nothing to roll back to.
+        `expected`: only if this is the champion now, else Failure. A call that was cut short is finished by the next
+        one. One that ended well must not be repeated: it would go back one more. Raises InputError when there is
+        nothing to roll back to.
         """
         with explained(self.uri, "rolling back"), self.lock():
-            return aliases.rollback(self.client, self.student, reason)
+            return aliases.rollback(self.client, self.student, self.promotions, reason, expected)
+
+    def rolls_back_to(self) -> Version | None:
+        """The version that a rollback would put back now, an unfinished one's own if there is one."""
+        with explained(self.uri, "reading its moves"):
+            begun = journal.unfinished(self.client, self.promotions)
+            if begun and begun.what == "rollback":
+                return self._version(begun.to)
+            if begun and begun.previous_before and self.champion_is(begun.before):
+                return self._version(begun.previous_before)  # an unfinished promotion is undone first
+        return self.previous()
+
+    def champion_is(self, version: str | None) -> bool:
+        """Says whether a version serves; None: whether none does."""
+        champion = self.champion()
+        return version == (champion.version if champion else None)
+
+    def recover(self) -> str:
+        """Finishes, or undoes, the promotion or rollback that was cut short; returns what was done, "" for nothing."""
+        with explained(self.uri, "finishing what was cut short"), self.lock():
+            return aliases.recover(self.client, self.student, self.promotions)
+
+    def moves(self) -> list[journal.Move]:
+        """All promotions and rollbacks, in order."""
+        with explained(self.uri, "reading its moves"):
+            return journal.read(self.client, self.promotions)
+
+    def aliased(self) -> dict[str, str]:
+        """Alias -> version."""
+        with explained(self.uri, "reading its aliases"):
+            return aliases.read(self.client, self.student)
+
+    def versions(self) -> list[Version]:
+        """All versions, the oldest first."""
+        with explained(self.uri, f"listing the versions of {self.student!r}"):
+            found: list[Any] = []
+            token: str | None = ""
+            while token is not None:
+                page = self.client.search_model_versions(f"name = '{self.student}'", page_token=token or None)
+                found, token = [*found, *page], page.token or None
+            return sorted(map(self._of, found), key=lambda version: int(version.version))
 
     def _aliased(self, alias: str) -> Version | None:
         with explained(self.uri, f"reading the alias {alias}"):
@@ -203,7 +271,9 @@ class Registry:
             return None if version is None else self._version(version)
 
     def _version(self, version: str) -> Version:
-        found = self.client.get_model_version(self.student, version)
+        return self._of(self.client.get_model_version(self.student, version))
+
+    def _of(self, found: Any) -> Version:
         created = datetime.fromtimestamp(found.creation_timestamp / 1000, UTC)
         return Version(self.student, str(found.version), str(found.run_id), dict(found.tags), created)
 

@@ -1,9 +1,12 @@
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +51,7 @@ def test_a_promotion_against_another_champion_than_expected_changes_nothing(regi
     promoted(registry, 2)
     candidate(registry)
     for expected, named in (("1", "champion 1"), (None, "no champion")):
-        with pytest.raises(Failure, match=f"replace {named}.*has champion 2 now"):
+        with pytest.raises(Failure, match=rf"replace {named}.*has champion 2 now \(by promotion at 20.*\(--again\)"):
             registry.promote("3", expected)
     assert served(registry) == ("2", "1", "3")
 
@@ -65,8 +68,29 @@ def test_a_promotion_cut_anywhere_keeps_a_champion_and_is_completed(
         assert served(registry)[0] in ("2", "3")
         registry.promote("3", "2")
         assert served(registry) == ("3", "2", None)
+        assert registry.recover() == ""
         assert registry.rollback("test") == ("3", "2")
-    assert fail_at == 5  # tag, previous, champion, challenger; the fifth is not reached
+    assert fail_at == 7  # the move, tag, previous, challenger, champion, its end; the seventh is not reached
+
+
+def test_the_next_start_completes_a_promotion_cut_anywhere_once_it_was_written_down(
+    uri: str, served: Served, cut: Cutter, was_cut: Callable[..., bool]
+) -> None:
+    for fail_at in count(1):
+        registry = anew(uri, fail_at)
+        promoted(registry, 2)
+        candidate(registry)
+        if not was_cut(cut(registry, fail_at).promote, "3", "2"):
+            break
+        told = registry.recover()
+        if fail_at == 1:
+            assert (told, served(registry)) == ("", ("2", "1", "3"))
+        else:
+            assert told.startswith("the promotion of version 3, in place of version 2, of 20")
+            assert told.endswith("was cut short: it was completed, the registry has champion 3")
+            assert served(registry) == ("3", "2", None)
+        assert registry.recover() == ""
+    assert fail_at == 7
 
 
 def test_a_rollback_cut_anywhere_keeps_a_champion_and_goes_back_only_once(
@@ -75,30 +99,125 @@ def test_a_rollback_cut_anywhere_keeps_a_champion_and_goes_back_only_once(
     for fail_at in count(1):
         registry = anew(uri, fail_at)
         promoted(registry, 3)
-        if not was_cut(cut(registry, fail_at).rollback, "test"):
+        if not was_cut(cut(registry, fail_at).rollback, "test", "3"):
             break
-        assert served(registry)[0] == "3"
-        assert registry.rollback("test") == ("3", "2")
+        assert served(registry)[0] in ("2", "3")
+        target = registry.rolls_back_to()
+        assert target is not None
+        assert target.version == "2"
+        assert registry.rollback("test", "3") == ("3", "2")
         assert served(registry) == ("2", "1", None)
-    assert fail_at == 6  # three tags, previous, champion; the sixth is not reached
+    assert fail_at == 7  # the move, two tags, previous, champion, its end; the seventh is not reached
 
 
-def test_a_rollback_after_half_a_promotion_goes_to_what_served_before(
-    registry: Registry, served: Served, cut: Cutter
+@pytest.mark.parametrize("fail_at", [2, 3, 4, 5])
+def test_a_rollback_after_half_a_promotion_undoes_it_and_takes_out_what_serves(
+    fail_at: int, registry: Registry, served: Served, cut: Cutter
 ) -> None:
     promoted(registry, 2)
     candidate(registry)
     with pytest.raises(Failure, match="cut before"):
-        cut(registry, 3).promote("3", "2")
-    assert served(registry) == ("2", "2", "3")
+        cut(registry, fail_at).promote("3", "2")
+    assert served(registry)[0] == "2"
+    target = registry.rolls_back_to()
+    assert target is not None
+    assert target.version == "1"
     assert registry.rollback("test") == ("2", "1")
     assert served(registry) == ("1", None, "3")
+    assert "replaced" not in registry.get("3").tags
+    registry.promote("3", "1")  # it was undone, not spent
+    assert served(registry) == ("3", "1", None)
+
+
+def test_an_undoing_cut_anywhere_is_completed(
+    uri: str, served: Served, cut: Cutter, was_cut: Callable[..., bool]
+) -> None:
+    for fail_at in count(1):
+        registry = anew(uri, fail_at)
+        promoted(registry, 2)
+        candidate(registry)
+        assert was_cut(cut(registry, 5).promote, "3", "2")
+        if not was_cut(cut(registry, fail_at).rollback, "test"):
+            break
+        if fail_at > 1:
+            registry.recover()
+        assert registry.rollback("test") == ("2", "1") if served(registry)[0] == "2" else True
+        assert served(registry)[0] == "1"
+        assert served(registry)[1] is None
+    assert fail_at == 13
+
+
+def test_a_promotion_whose_version_was_deleted_is_undone(registry: Registry, served: Served, cut: Cutter) -> None:
+    promoted(registry, 2)
+    candidate(registry)
+    with pytest.raises(Failure, match="cut before"):
+        cut(registry, 5).promote("3", "2")
+    registry.client.delete_model_version("student", "3")
+    assert "it was undone, the registry has champion 2" in registry.recover()
+    assert served(registry) == ("2", "1", None)
+
+
+def test_a_champion_set_by_hand_after_the_cut_is_left(registry: Registry, served: Served, cut: Cutter) -> None:
+    promoted(registry, 2)
+    candidate(registry)
+    with pytest.raises(Failure, match="cut before"):
+        cut(registry, 3).promote("3", "2")
+    registry.client.set_registered_model_alias("student", "champion", "1")
+    assert "champion 1 was set by hand since" in registry.recover()
+    assert served(registry)[0] == "1"
+    assert registry.recover() == ""
+
+
+def test_a_rollback_of_another_champion_than_expected_changes_nothing(registry: Registry, served: Served) -> None:
+    promoted(registry, 3)
+    with pytest.raises(Failure, match="champion 2 of 'student' was to be taken out, but the registry has champion 3"):
+        registry.rollback("worse", expected="2")
+    assert served(registry) == ("3", "2", None)
+
+
+def test_what_a_slow_process_overwrites_is_written_again(registry: Registry, served: Served) -> None:
+    """Without a lock, as on a server: a promotion is held up at its last alias while another one is made."""
+    promoted(registry, 2)
+    candidate(registry)
+    candidate(registry)
+    held_up = replace(registry, client=_HeldUp(registry.client, lambda: registry.promote("4", "3")))
+    with suppress(Failure):
+        replace(held_up, lock=nullcontext).promote("3", "2")
+    assert served(registry)[:2] == ("4", "3")
+    assert registry.recover() == ""
+
+
+class _HeldUp:
+    """An MLflow client that does something else right before it first points `champion` at a version."""
+
+    def __init__(self, client: Any, meanwhile: Callable[[], None]) -> None:
+        self._client, self._meanwhile = client, [meanwhile]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def set_registered_model_alias(self, student: str, alias: str, version: str) -> None:
+        if alias == "champion" and self._meanwhile:
+            self._meanwhile.pop()()
+        self._client.set_registered_model_alias(student, alias, version)
+
+
+def test_the_moves_tell_who_served_when_and_why(registry: Registry) -> None:
+    promoted(registry, 2)
+    registry.rollback("worse answers")
+    told = [(move.number, move.what, move.before, move.to, move.reason, move.done) for move in registry.moves()]
+    assert told == [
+        (1, "promotion", None, "1", "", True),
+        (2, "promotion", "1", "2", "", True),
+        (3, "rollback", "2", "1", "worse answers", True),
+    ]
+    assert all(datetime.fromisoformat(move.at).tzinfo is not None for move in registry.moves())
 
 
 def test_rollbacks_walk_back_to_the_first_version_and_then_say_so(registry: Registry, served: Served) -> None:
     promoted(registry, 3)
     assert registry.rollback("worse answers") == ("3", "2")
-    tags = registry._version("3").tags
+    tags = registry.get("3").tags
     assert tags["rollback_reason"] == "worse answers"
     assert datetime.fromisoformat(tags["rolled_back_at"]).tzinfo is not None
     assert registry.rollback("still") == ("2", "1")
