@@ -15,17 +15,22 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from deployments import process
+from deployments.bento import onnx_graph
+from deployments.bento.quantised import Measured, measure
+from deployments.bento.serving.engines import ONNX
 from deployments.bento.serving.files import digests
+from deployments.bento.serving.text import Text
 from deployments.errors import Failure, InputError
 from deployments.settings import PackagingSettings
+from deployments.verification import verify_checkpoint
 
 SERVICE = Path(__file__).with_name("serving")  # all of our code that a Bento holds
 CHECKPOINT_FILES = (  # what a Hugging Face directory may hold of a model; anything else stays outside
@@ -44,6 +49,7 @@ CHECKPOINT_FILES = (  # what a Hugging Face directory may hold of a model; anyth
 )
 REQUIREMENTS = ("bentoml", "fastapi", "jinja2", "numpy", "prometheus-client", "pydantic", "tokenizers", "transformers")
 ENGINES = {"torch": ("safetensors", "torch"), "onnx-int8": ("onnxruntime",)}
+MEASURED = "measured.json"  # beside the request
 SERVED = (  # settings that the service goes by
     "format",
     "max_batch_size",
@@ -63,6 +69,7 @@ class Bento:
 
     tag: str  # STUDENT:VERSION
     path: Path
+    measured: Measured | None = None  # onnx-int8 only
 
 
 def build(
@@ -77,15 +84,20 @@ def build(
     settings: PackagingSettings,
     home: Path,
     log: Callable[[str], None],
+    prompts: Sequence[str] = (),
+    expected: Mapping[str, str] | None = None,
 ) -> Bento:
     """Return the Bento of a checkpoint, built unless the store `home` already holds it whole and with this content.
 
     Its version is MODEL_VERSION-RETRAIN_ID; one of that name with other content is built anew. `log` gets the
-    builder's lines. Raises InputError for a checkpoint that is not whole or a name that BentoML cannot take, and
-    Failure when the build fails.
+    builder's lines. On `prompts`, which stay outside, onnx-int8 is measured; `expected` are hashes that the checkpoint
+    must have (deployments.verification). Raises InputError for a checkpoint that is not whole or cannot be packed so,
+    or a name that BentoML cannot take, and Failure when the checkpoint is another one or the build fails.
     """
     checkpoint, home = checkpoint.resolve(), home.resolve()
-    _check(checkpoint, settings)
+    _check(checkpoint, settings, prompts)
+    if expected is not None:
+        verify_checkpoint(checkpoint, expected)
     name, bento_version = _tag_part(student, "student.name"), _tag_part(f"{model_version}-{retrain_id}", "version")
     model = {
         "student": student,
@@ -100,6 +112,8 @@ def build(
         "name": name,
         "version": bento_version,
         "model": model,
+        "min_agreement": settings.min_agreement,
+        "prompts": list(prompts) if settings.format == "onnx-int8" else [],
         "labels": {**labels, "student": student, "model_version": model_version, "retrain_id": retrain_id},
     }
     bento = Bento(f"{name}:{bento_version}", home / "bentos" / name / bento_version)
@@ -107,12 +121,15 @@ def build(
         path = Path(folder) / "request.json"
         path.write_text(json.dumps(request), "utf-8")
         _run(path, bento.tag, log)
+        measured = path.with_name(MEASURED)
+        if measured.is_file():
+            bento = replace(bento, measured=Measured.from_json(measured.read_text("utf-8")))
     if not (bento.path / "bento.yaml").is_file():
         raise Failure(f"the build of Bento {bento.tag} ended well, but {bento.path} is not there: build it again")
     return bento
 
 
-def _check(checkpoint: Path, settings: PackagingSettings) -> None:
+def _check(checkpoint: Path, settings: PackagingSettings, prompts: Sequence[str]) -> None:
     for name in ("config.json", "tokenizer.json"):
         if not (checkpoint / name).is_file():
             raise InputError(f"checkpoint {checkpoint} has no {name}, so no Bento can be made of it: export it again")
@@ -128,6 +145,17 @@ def _check(checkpoint: Path, settings: PackagingSettings) -> None:
             f"checkpoint {checkpoint} lacks {len(missing)} of {len(weights)} weight files "
             f"({', '.join(missing[:3])}): export it again"
         )
+    if settings.format == "onnx-int8":
+        onnx_graph.check(_config(checkpoint), f"checkpoint {checkpoint}")
+        if not prompts:
+            raise InputError("packaging.format = 'onnx-int8' is measured on prompts: give some held-out ones")
+
+
+def _config(checkpoint: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((checkpoint / "config.json").read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"checkpoint {checkpoint}: config.json is damaged ({error}): export it again") from error
 
 
 def _tag_part(text: str, what: str) -> str:
@@ -164,8 +192,11 @@ def _run(request: Path, tag: str, log: Callable[[str], None]) -> None:
 # --- in the builder's own process ------------------------------------------------------------------------------
 
 
-def _build(request: Mapping[str, Any]) -> None:
-    """Put the requested Bento into the store, unless it is there already with the same content."""
+def _build(request: Mapping[str, Any], measured: Path) -> None:
+    """Put the requested Bento into the store, unless it is there already with the same content.
+
+    What 8-bit weights cost and bring is written to `measured`.
+    """
     home = Path(request["home"])
     target = home / "bentos" / request["name"] / request["version"]
     scratch_home = home / "tmp"
@@ -173,6 +204,8 @@ def _build(request: Mapping[str, Any]) -> None:
     with TemporaryDirectory(prefix="build-", dir=scratch_home) as folder:
         context = Path(folder) / "context"
         _fill(context, Path(request["checkpoint"]), request["model"])
+        if request["model"]["format"] == "onnx-int8":
+            _measure(request, context / "checkpoint", measured)
         names = REQUIREMENTS + ENGINES[request["model"]["format"]]
         pins = [f"{name}=={version(name).partition('+')[0]}" for name in sorted(names)]  # torch says 2.13.0+cpu
         rest = json.dumps({"labels": request["labels"], "pins": pins}, sort_keys=True)
@@ -197,11 +230,33 @@ def _fill(context: Path, checkpoint: Path, model: Mapping[str, Any]) -> None:
     (context / "serving").mkdir()
     for module in sorted(SERVICE.glob("*.py")):
         shutil.copyfile(module, context / "serving" / module.name)
+    small = model["format"] == "onnx-int8"
     for file in sorted(checkpoint.iterdir()):
-        if file.name in CHECKPOINT_FILES or file.suffix == ".safetensors":
+        if file.name in CHECKPOINT_FILES or (file.suffix == ".safetensors" and not small):
             _link(file.resolve(), context / "checkpoint" / file.name)
+    if small:
+        longest = model["max_prompt_tokens"] + model["max_new_tokens"]
+        vocabulary = Text(checkpoint, model["max_prompt_tokens"]).vocabulary
+        onnx_graph.write(checkpoint, context / "checkpoint" / ONNX, vocabulary=vocabulary, longest=longest)
     about = {**model, "files": digests(context / "checkpoint")}
     (context / "model.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def _measure(request: Mapping[str, Any], quantised: Path, result: Path) -> None:
+    """Write what 8-bit weights cost and bring; end the build when they agree too seldom with the checkpoint."""
+    limits = {name: request["model"][name] for name in ("max_prompt_tokens", "max_new_tokens")}
+    found = measure(Path(request["checkpoint"]), quantised, request["prompts"], **limits)
+    result.write_text(found.to_json(), "utf-8")
+    told = (
+        f"8-bit weights choose {found.same_tokens:.1%} of the checkpoint's tokens and give {found.same_answers:.1%} "
+        f"of its answers to {found.prompts} prompts, {found.decode_speedup:.1f} times as fast"
+    )
+    print(told)
+    if found.same_tokens < request["min_agreement"]:
+        sys.exit(
+            f"{told}: less than packaging.min_agreement = {request['min_agreement']:g}; choose packaging.format = "
+            "'torch', or lower it"
+        )
 
 
 def _link(source: Path, target: Path) -> None:
@@ -260,7 +315,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that scratch folders are removed
     if len(sys.argv) != 2:
         sys.exit("usage: python -m deployments.bento.build REQUEST.json")
-    _build(json.loads(Path(sys.argv[1]).read_text("utf-8")))
+    path = Path(sys.argv[1])
+    _build(json.loads(path.read_text("utf-8")), path.with_name(MEASURED))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """A student's decoder as an ONNX graph with keys and values of the tokens so far, and its weights in 8 bits.
 
 The graph is written node by node, so it depends on no exporter: tokens (B, T), their positions (B, T) and a bias
-(B, 1, T, S) that hides padding and the future go in with the past, 2 L arrays (B, H, S - T, D); the likeliest next tokens
-(B,), their log-probabilities (B,) and the past (B, H, S, D) come out.
+(B, 1, T, S) that hides padding and the future go in with the past, 2 L arrays (B, H, S - T, D). The likeliest next
+tokens (B,), their log-probabilities (B,) and the past (B, H, S, D) come out.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -53,25 +52,10 @@ def write(checkpoint: Path, file: Path, *, vocabulary: int, longest: int) -> Non
     """Write the graph of a checkpoint with 8-bit weights; no text is longer than `longest` tokens, answer included."""
     import onnx
     import torch
-    from onnxruntime.quantization import QuantType, quantize_dynamic
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    with TemporaryDirectory(prefix="onnx-") as folder:
-        whole = Path(folder) / "whole.onnx"
-        written = _Decoder(model, vocabulary, longest).model()
-        onnx.save_model(written, str(whole), save_as_external_data=True, location="weights")
-        # 7 bits of 8: without VNNI the products of two 8-bit numbers are added in 16 bits, which overflow in silence.
-        # The same integers everywhere give the same answers wherever it is served.
-        quantize_dynamic(
-            whole,
-            file,
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            reduce_range=True,
-            weight_type=QuantType.QInt8,
-            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
-        )
+    onnx.save_model(_Decoder(model, vocabulary, longest).model(), str(file))
 
 
 class _Graph:
@@ -80,6 +64,7 @@ class _Graph:
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
+        self.quantised: dict[str, tuple[str, str]] = {}  # name -> its rows in 8 bits, and their scales
 
     def constant(self, array: Any, name: str = "") -> str:
         import onnx
@@ -96,9 +81,34 @@ class _Graph:
         return out
 
     def linear(self, x: str, weight: Floats, bias: Floats | None) -> str:
-        """Return x (..., I) @ weight (I, O) + bias (O,)."""
-        out = self.add("MatMul", x, self.constant(weight))
+        """Return x (..., I) @ weight (I, O) + bias (O,), multiplied as integers.
+
+        Each row of x has a scale of its own, so that a row's answer does not depend on what else is in its batch (ONNX
+        Runtime's own dynamic quantisation has one for all); each column of the weight has one too.
+        """
+        if x not in self.quantised:
+            axes = self.constant(np.array([-1], np.int64))
+            most = self.add("ReduceMax", self.add("Abs", x), axes)
+            scale = self.add("Add", self.add("Mul", most, self.scalar(1 / 127)), self.scalar(1e-12))
+            steps = self.add("Add", self.add("Round", self.add("Div", x, scale)), self.scalar(128))
+            self.quantised[x] = self.add("Cast", steps, to=2), scale  # uint8
+        rows, scale = self.quantised[x]
+        columns = np.maximum(np.abs(weight).max(0), 1e-12) / 127  # (O,)
+        # Both unsigned: of unsigned with signed, processors without VNNI add two products in 16 bits, which overflow.
+        whole = self.constant((np.rint(weight / columns) + 128).astype(np.uint8))
+        zero = self.constant(np.array(128, np.uint8))
+        product = self.add("Cast", self.add("MatMulInteger", rows, whole, zero, zero), to=1)
+        out = self.add("Mul", self.add("Mul", product, scale), self.constant(columns.astype(np.float32)))
         return out if bias is None else self.add("Add", out, self.constant(bias))
+
+    def split(self, x: str, *sizes: int) -> list[str]:
+        """Return parts of the last dimension, of these sizes."""
+        import onnx
+
+        names = [f"{x}_{part}" for part in range(len(sizes))]
+        inputs = [x, self.constant(np.array(sizes, np.int64))]
+        self.nodes.append(onnx.helper.make_node("Split", inputs, names, axis=-1))
+        return names
 
     def reshape(self, x: str, *shape: int) -> str:
         return self.add("Reshape", x, self.constant(np.array(shape, np.int64)))
@@ -172,13 +182,13 @@ class _Decoder(_Graph):
         found: Floats = self.weights[name]
         return found
 
-    def _rotations(self, rotary: Any) -> tuple[str, str]:
-        """Return the names of cosines and sines of each position, (longest, D)."""
+    def _rotations(self, rotary: Any) -> list[str]:
+        """Return cosines and sines of the tokens' positions, (B, 1, T, D) each."""
         import torch
 
         every = torch.arange(self.longest)[None]
-        cos, sin = rotary(torch.zeros(1, self.longest, self.width), every)
-        return self.constant(cos[0].numpy(), "cos"), self.constant(sin[0].numpy(), "sin")
+        tables = rotary(torch.zeros(1, self.longest, self.width), every)
+        return [self._of_positions(table[0].numpy()) for table in tables]
 
     def _embedded(self) -> str:
         """Return the embedded tokens, (B, T, E); the table is kept in 16 bits, which costs no token in practice."""
@@ -204,17 +214,21 @@ class _Decoder(_Graph):
     def _norm(self, x: str, name: str, eps: float) -> str:
         return self.norm(x, self._weight(name + ".weight"), self.weights.get(name + ".bias"), eps)
 
-    def _projected(self, x: str, name: str) -> str:
-        weight = self._weight(name + ".weight")
-        return self.linear(x, weight if self.gpt2 else weight.T, self.weights.get(name + ".bias"))
+    def _projected(self, x: str, *names: str) -> str:
+        """Return x @ these weights, one beside the other, with their biases."""
+        weights = [self._weight(name + ".weight") for name in names]
+        biases = [self.weights[name + ".bias"] for name in names if name + ".bias" in self.weights]
+        weight = np.concatenate(weights if self.gpt2 else [each.T for each in weights], 1)
+        return self.linear(x, weight, np.concatenate(biases) if biases else None)
 
     def _gpt2_mlp(self, x: str, at: str) -> str:
         hidden = self.activation(self._projected(x, at + "mlp.c_fc"), self.config.activation_function)
         return self._projected(hidden, at + "mlp.c_proj")
 
     def _gated_mlp(self, x: str, at: str) -> str:
-        gate = self.activation(self._projected(x, at + "mlp.gate_proj"), self.config.hidden_act)
-        return self._projected(self.add("Mul", gate, self._projected(x, at + "mlp.up_proj")), at + "mlp.down_proj")
+        size = int(self.config.intermediate_size)
+        gate, up = self.split(self._projected(x, at + "mlp.gate_proj", at + "mlp.up_proj"), size, size)
+        return self._projected(self.add("Mul", self.activation(gate, self.config.hidden_act), up), at + "mlp.down_proj")
 
     def _attention(self, x: str, at: str, layer: int) -> tuple[str, list[str]]:
         """Return softmax(q k' / sqrt(D) + bias) v for all heads, and the names of keys and values."""
@@ -247,42 +261,28 @@ class _Decoder(_Graph):
 
     def _heads(self, x: str, at: str, layer: int) -> tuple[str, str, str]:
         """Return queries, keys and values of the new tokens, (B, heads, T, D)."""
-        if self.gpt2:
-            together = self._projected(x, at + "attn.c_attn")
-            sizes = self.constant(np.array([self.heads * self.width] * 3, np.int64))
-            import onnx
-
-            names = [f"{part}{layer}" for part in "qkv"]
-            self.nodes.append(onnx.helper.make_node("Split", [together, sizes], names, axis=-1))
-            q, k, v = (self._split(name, self.heads) for name in names)
-            return q, k, v
-        q, k, v = (
-            self.reshape(self._projected(x, f"{at}self_attn.{part}_proj"), 0, 0, heads, self.width)
-            for part, heads in (("q", self.heads), ("k", self.kv_heads), ("v", self.kv_heads))
-        )
+        names = [at + "attn.c_attn"] if self.gpt2 else [f"{at}self_attn.{part}_proj" for part in "qkv"]
+        counts = self.heads, self.kv_heads, self.kv_heads
+        parts = self.split(self._projected(x, *names), *(count * self.width for count in counts))
+        q, k, v = (self.reshape(part, 0, 0, n, self.width) for part, n in zip(parts, counts, strict=True))
         if f"{at}self_attn.q_norm.weight" in self.weights:
             eps = self.config.rms_norm_eps
             q, k = self._norm(q, at + "self_attn.q_norm", eps), self._norm(k, at + "self_attn.k_norm", eps)
-        cos, sin = (self._of_positions(table) for table in (self.cos, self.sin))
         q, k, v = (self.add("Transpose", part, perm=[0, 2, 1, 3]) for part in (q, k, v))
-        return self._rotated(q, cos, sin), self._rotated(k, cos, sin), v
+        if self.gpt2:
+            return q, k, v
+        return self._rotated(q), self._rotated(k), v
 
-    def _split(self, x: str, heads: int) -> str:
-        return self.add("Transpose", self.reshape(x, 0, 0, heads, self.width), perm=[0, 2, 1, 3])
-
-    def _of_positions(self, table: str) -> str:
-        found = self.add("Gather", table, "positions")  # (B, T, D)
+    def _of_positions(self, table: Floats) -> str:
+        """Return a table's rows at the positions, (B, 1, T, D)."""
+        found = self.add("Gather", self.constant(table), "positions")
         return self.add("Unsqueeze", found, self.constant(np.array([1], np.int64)))
 
-    def _rotated(self, x: str, cos: str, sin: str) -> str:
+    def _rotated(self, x: str) -> str:
         """Return x * cos + (-x2, x1) * sin (Su et al. 2021)."""
-        half = self.constant(np.array([self.width // 2] * 2, np.int64))
-        import onnx
-
-        first, second = f"{x}_1", f"{x}_2"
-        self.nodes.append(onnx.helper.make_node("Split", [x, half], [first, second], axis=-1))
+        first, second = self.split(x, self.width // 2, self.width // 2)
         turned = self.add("Concat", self.add("Neg", second), first, axis=-1)
-        return self.add("Add", self.add("Mul", x, cos), self.add("Mul", turned, sin))
+        return self.add("Add", self.add("Mul", x, self.cos), self.add("Mul", turned, self.sin))
 
     def _choice(self, x: str) -> None:
         """Choose of the last column's states, (B, E), the likeliest token and its log-probability."""

@@ -19,7 +19,9 @@ def check(folder: Path, expected: Mapping[str, str]) -> None:
     there = digests(folder)
     if there == expected:
         return
-    wrong = [f"{name} has other content" for name in sorted(expected) if name in there and there[name] != expected[name]]
+    wrong = [
+        f"{name} has other content" for name in sorted(expected) if name in there and there[name] != expected[name]
+    ]
     wrong += [f"{name} is missing" for name in sorted(expected.keys() - there.keys())]
     wrong += [f"{name} is none of it" for name in sorted(there.keys() - expected.keys())]
     raise RuntimeError(

@@ -115,7 +115,9 @@ def check_key(header: str | None, key: str) -> None:
     """Raise Refusal (401) unless there is no key to know, or `header` is "Bearer KEY"."""
     # Compared as bytes: compare_digest refuses text beyond ASCII.
     if key and not hmac.compare_digest((header or "").encode("utf-8", "replace"), f"Bearer {key}".encode()):
-        raise Refusal(401, "the Authorization header is not 'Bearer' and the key of this service", www_authenticate="Bearer")
+        raise Refusal(
+            401, "the Authorization header is not 'Bearer' and the key of this service", www_authenticate="Bearer"
+        )
 
 
 def check_type(header: str | None) -> None:
