@@ -79,7 +79,7 @@ class PackagingSettings(Section):
     api_key_env: str = Field(
         "",
         pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$",
-        description="environment variable that holds the key of the service (`Authorization: Bearer KEY`); empty: no key",
+        description="environment variable with the key of the service (`Authorization: Bearer KEY`); empty: no key",
     )
 
     @field_validator("format")

@@ -17,7 +17,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -206,8 +206,7 @@ def _build(request: Mapping[str, Any], measured: Path) -> None:
         _fill(context, Path(request["checkpoint"]), request["model"])
         if request["model"]["format"] == "onnx-int8":
             _measure(request, context / "checkpoint", measured)
-        names = REQUIREMENTS + ENGINES[request["model"]["format"]]
-        pins = [f"{name}=={version(name).partition('+')[0]}" for name in sorted(names)]  # torch says 2.13.0+cpu
+        pins = _pins(REQUIREMENTS + ENGINES[request["model"]["format"]])
         rest = json.dumps({"labels": request["labels"], "pins": pins}, sort_keys=True)
         content = _digest(context, rest)
         if target.exists():
@@ -223,6 +222,31 @@ def _build(request: Mapping[str, Any], measured: Path) -> None:
         os.replace(built, target)
         (target.parent / "latest").write_text(request["version"], "utf-8")
         print(f"built Bento {request['name']}:{request['version']}")
+
+
+def _pins(names: Sequence[str]) -> list[str]:
+    """Return NAME==VERSION of what is installed of these packages and of all that they need."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    found: dict[str, str] = {}
+    left = [Requirement(name) for name in names]
+    while left:
+        wanted = left.pop()
+        name = canonicalize_name(wanted.name)
+        if name in found:
+            continue
+        try:
+            package = distribution(name)
+        except PackageNotFoundError:
+            if name in names:
+                raise
+            continue  # needed elsewhere, by another platform or an extra that nobody asked for
+        found[name] = package.version.partition("+")[0]  # torch says 2.13.0+cpu
+        needs = [Requirement(line) for line in package.requires or ()]
+        extras = ("", *wanted.extras)
+        left += [need for need in needs if not need.marker or any(need.marker.evaluate({"extra": e}) for e in extras)]
+    return [f"{name}=={version}" for name, version in sorted(found.items())]
 
 
 def _fill(context: Path, checkpoint: Path, model: Mapping[str, Any]) -> None:

@@ -127,14 +127,14 @@ def _check_endpoints(bento: Bento, client: "httpx.Client") -> None:
 
 
 @contextmanager
-def serve(bento: Bento, *, port: int = 0, timeout: float = 180.0) -> Iterator[Server]:
+def serve(bento: Bento, *, port: int = 0, timeout: float = 180.0, own_key: bool = True) -> Iterator[Server]:
     """Serve a Bento on loopback while the block runs; it begins when the server is ready.
 
-    Raises InputError when the port is taken and Failure when the server is not ready after `timeout` seconds.
+    Where the Bento asks for a key, this server gets one of its own, unless `own_key` is false: then the environment has
+    to hold it. Raises InputError when the port is taken, Failure when the server is not ready after `timeout` seconds.
     """
     port, model = free_port(port), _model(bento)
-    # Its own key would be asked for by its own users; this server is ours alone, and so is its key.
-    key = {model["api_key_env"]: token_urlsafe()} if model["api_key_env"] else {}
+    key = {model["api_key_env"]: token_urlsafe()} if model["api_key_env"] and own_key else {}
     with TemporaryDirectory(prefix="bento-serve-") as folder:
         log = Path(folder) / "server.log"
         environment = {

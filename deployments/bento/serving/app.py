@@ -136,7 +136,7 @@ class _Work:
         self.rows = [Row(prompt, limit, told) for prompt in prompts]
 
     async def news(self) -> AsyncIterator[tuple[int, Row]]:
-        """Yield (number, row) of those that have grown, until all are finished; raises Refusal (504) past the deadline."""
+        """Yield (number, row) of those that have grown, until all are finished; raises Refusal past the deadline."""
         left = {row: at for at, row in enumerate(self.rows)}
         while left:
             try:
@@ -180,7 +180,7 @@ async def _disconnected(request: Request) -> None:
 
 
 def _new_text(text: str, told: str, finished: bool) -> str:
-    """Return what is new of a text; a character that lacks bytes (it decodes to U+FFFD) is held back until it is whole."""
+    """Return what is new of a text; a character of which bytes lack (U+FFFD) is held back until it is whole."""
     whole = text if finished else text.rstrip("�")
     return whole[len(told) :] if whole.startswith(told) else ""
 
@@ -231,7 +231,7 @@ def application(limits: Limits, keyed: bool) -> tuple[FastAPI, Callable[[Desk], 
 
     @app.post("/stream", response_class=StreamingResponse, **options)
     async def stream(request: Request) -> Response:
-        """Answer as server-sent events: `text` as it comes, an `answer` a prompt as of /generate, `error` at a fault."""
+        """Answer as server-sent events: `text` as it comes, an `answer` a prompt as of /generate, or an `error`."""
         return await opened[0].stream(request)
 
     return app, opened.append

@@ -22,7 +22,7 @@ class Engine(Protocol):
     """B rows, T new tokens each, S tokens of which T are new."""
 
     def forward(self, tokens: Ints, mask: Ints, past: Past) -> tuple[Ints, NDArray[np.float32], Past]:
-        """Take tokens (B, T) with mask (B, S), return the likeliest next ones (B,), their log-probabilities and past."""
+        """Take tokens (B, T) with mask (B, S); return the likeliest next ones (B,), log-probabilities and past."""
 
     def keep(self, past: Past, rows: list[int], cut: int) -> Past:
         """Return the past of these rows, without its first `cut` columns."""
