@@ -70,7 +70,7 @@ class Decoder:
         self.progress = time.monotonic()
         self._waiting: deque[Row] = deque()
         self._changed = threading.Condition()
-        self._ended = False
+        self._ended = self._busy = False
         self.thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self.thread.start()
 
@@ -89,8 +89,7 @@ class Decoder:
 
     def healthy(self, patience: float) -> bool:
         """Return whether the thread lives, and has nothing to do or did some of it in the last `patience` seconds."""
-        idle = not (self._waiting or self.running)
-        return self.thread.is_alive() and (idle or time.monotonic() - self.progress < patience)
+        return self.thread.is_alive() and (not self._busy or time.monotonic() - self.progress < patience)
 
     def end(self) -> None:
         """Answer no more."""
@@ -102,9 +101,10 @@ class Decoder:
     def _run(self) -> None:
         while not self._ended:
             with self._changed:
-                while not (self._waiting or self.running or self._ended):
+                self._busy = bool(self._waiting or self.running)
+                while not (self._busy or self._ended):
                     self._changed.wait()
-                    self.progress = time.monotonic()
+                    self._busy, self.progress = bool(self._waiting), time.monotonic()
             for rows in self._admitted():
                 self._begin(rows)
             for bucket, group in list(self.groups.items()):
