@@ -3,6 +3,9 @@
 from importlib.util import find_spec
 from typing import Literal
 
+from importlib.util import find_spec
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
@@ -95,7 +98,38 @@ class PackagingSettings(Section):
     smoke_rows: int = Field(
         8, ge=1, description="held-out prompts asked in the smoke test [rows]", json_schema_extra=LOCATION
     )
-    max_batch_size: int = Field(32, ge=2, description="requests answered in one batch [requests]")
-    max_latency_ms: int = Field(
-        60_000, ge=1, description="a request that would wait longer than this is answered with 503 [ms]"
+    format: Literal["torch", "onnx-int8"] = Field(
+        "torch",
+        description="torch: the checkpoint's own weights; onnx-int8: 8-bit weights for CPUs by ONNX Runtime, whose "
+        "answers may differ",
     )
+    min_agreement: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="onnx-int8 only: packaging stops when 8-bit weights choose the checkpoint's own token less often "
+        "[share of tokens]",
+    )
+    agreement_rows: int = Field(
+        64, ge=1, description="onnx-int8 only: held-out prompts on which agreement and speed are measured [rows]"
+    )
+    max_batch_size: int = Field(32, ge=1, description="prompts answered in one batch [prompts]")
+    max_waiting: int = Field(1024, ge=1, description="when more prompts would wait, a request gets 503 [prompts]")
+    max_latency_ms: int = Field(
+        60_000, ge=1, description="a request that is not answered by then gets 504; it may ask for less [ms]"
+    )
+    max_prompts: int = Field(256, ge=1, description="a request with more prompts gets 400 [prompts]")
+    max_prompt_chars: int = Field(20_000, ge=1, description="a longer prompt gets its request 400 [characters]")
+    max_body_bytes: int = Field(8_000_000, ge=1024, description="a longer request gets 413 [bytes]")
+    api_key_env: str = Field(
+        "",
+        pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$",
+        description="environment variable with the key of the service (`Authorization: Bearer KEY`); empty: no key",
+    )
+
+    @field_validator("format")
+    @classmethod
+    def _is_installed(cls, chosen: str) -> str:
+        if chosen == "onnx-int8" and (missing := [name for name in ("onnx", "onnxruntime") if not find_spec(name)]):
+            raise ValueError(f"needs {' and '.join(missing)}: pip install 'redistill[onnx]', or choose torch")
+        return chosen

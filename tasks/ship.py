@@ -13,6 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from deployments.bento.build import build
+from deployments.bento.serving.limits import fault
 from deployments.bento.smoke import smoke_test
 from deployments.errors import Failure, InputError
 from deployments.registry import Registry
@@ -90,10 +91,16 @@ def version_tags(run: Run) -> dict[str, str]:
 def package(
     run: Run, version: str, student: Path, home: Path, settings: PackagingSettings, limits: StudentSettings
 ) -> dict[str, Any]:
-    """Build the Bento and serve it once on loopback: its greedy answers must be the checkpoint's."""
+    """Build the Bento and serve it once on loopback: its greedy answers must be the checkpoint's.
+
+    With 8-bit weights they must be those that were measured when it was built.
+    """
 
     def work(folder: Path) -> dict[str, Any]:
-        log = get_run_logger().info
+        small = settings.format == "onnx-int8"
+        prompts, expected = _smoke_rows(
+            run, max(settings.smoke_rows, settings.agreement_rows if small else 0), settings
+        )
         bento = build(
             student,
             student=run.request.student,
@@ -104,18 +111,30 @@ def package(
             max_new_tokens=limits.max_new_tokens,
             settings=settings,
             home=home,
-            log=log,
+            log=get_run_logger().info,
+            prompts=prompts,
+            expected={"sha256": run.manifests()["train"]["result"]["student_sha256"]},
         )
-        prompts, expected = _smoke_rows(run, settings.smoke_rows)
+        if bento.measured:
+            expected = bento.measured.answers
+        asked = slice(settings.smoke_rows)
         smoke = smoke_test(
-            bento, prompts, expected, model_version=version, port=settings.port, timeout=settings.timeout
+            bento,
+            prompts[asked],
+            expected[asked],
+            model_version=version,
+            port=settings.port,
+            timeout=settings.timeout,
         )
-        return {"tag": bento.tag, "path": str(bento.path), "smoke_rows": len(prompts), "agreed": smoke.agreed}
+        result = {"tag": bento.tag, "path": str(bento.path), "smoke_rows": len(prompts[asked]), "agreed": smoke.agreed}
+        return result | ({"int8": bento.measured.numbers()} if bento.measured else {})
 
     result = run_stage(run, "bento", work, inputs={"version": version}, settings=settings)
+    whose = "those of its 8-bit weights" if "int8" in result else "the checkpoint's"
+    told = [f"{name}: {value:.3g}" for name, value in result.get("int8", {}).items()]
     create_markdown_artifact(
-        f"Bento `{result['tag']}`\n\n{result['agreed']} of {result['smoke_rows']} smoke-test answers were the "
-        f"checkpoint's. It lies at `{result['path']}`.",
+        f"Bento `{result['tag']}`\n\n{result['agreed']} of {result['smoke_rows']} smoke-test answers were {whose}. "
+        f"It lies at `{result['path']}`.\n\n{', '.join(told)}",
         key="bento",
         description="The packaged student",
     )
@@ -183,11 +202,13 @@ def _track(
     return {"wandb": {**done, "troubles": int(bool(done["trouble"]))}}
 
 
-def _smoke_rows(run: Run, count: int) -> tuple[list[str], list[str]]:
-    """Return held-out prompts and the challenger's answers to them, as scored by the judge."""
+def _smoke_rows(run: Run, count: int, settings: PackagingSettings) -> tuple[list[str], list[str]]:
+    """Return held-out prompts that a service takes, and the challenger's answers to them, as scored by the judge."""
     scores = pd.read_parquet(run.stage("judge") / "scores.parquet")
-    fresh = scores[scores["slice"] == scores["slice"].iloc[0]].head(count)
-    return fresh["prompt"].tolist(), fresh["challenger_response"].tolist()
+    fresh = scores[scores["slice"] == scores["slice"].iloc[0]]
+    taken = [fault(prompt) is None and len(prompt) <= settings.max_prompt_chars for prompt in fresh["prompt"]]
+    rows = fresh[taken].head(count)
+    return rows["prompt"].tolist(), rows["challenger_response"].tolist()
 
 
 def _training_metrics(run: Run) -> Iterator[tuple[str, float, int, int]]:

@@ -2,7 +2,7 @@
 
     python -m deployments.bento.build REQUEST.json
 
-A build sees one fresh folder that holds service.py, model.json and the checkpoint's own files, and nothing else: no
+A build sees one fresh folder that holds serving/, model.json and the checkpoint's own files, and nothing else: no
 prompt, log or workspace file can get in. It appears in the store by one rename, so what is there is whole.
 """
 
@@ -15,18 +15,24 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from deployments import process
+from deployments.bento import onnx_graph
+from deployments.bento.quantised import Measured, measure
+from deployments.bento.serving.engines import ONNX
+from deployments.bento.serving.files import digests
+from deployments.bento.serving.text import Text
 from deployments.errors import Failure, InputError
 from deployments.settings import PackagingSettings
+from deployments.verification import verify_checkpoint
 
-SERVICE = Path(__file__).with_name("service.py")
+SERVICE = Path(__file__).with_name("serving")  # all of our code that a Bento holds
 CHECKPOINT_FILES = (  # what a Hugging Face directory may hold of a model; anything else stays outside
     "config.json",
     "generation_config.json",
@@ -41,7 +47,19 @@ CHECKPOINT_FILES = (  # what a Hugging Face directory may hold of a model; anyth
     "chat_template.jinja",
     "chat_template.json",
 )
-REQUIREMENTS = ("bentoml", "jinja2", "numpy", "pydantic", "safetensors", "tokenizers", "torch", "transformers")
+REQUIREMENTS = ("bentoml", "fastapi", "jinja2", "numpy", "prometheus-client", "pydantic", "tokenizers", "transformers")
+ENGINES = {"torch": ("safetensors", "torch"), "onnx-int8": ("onnxruntime",)}
+MEASURED = "measured.json"  # beside the request
+SERVED = (  # settings that the service goes by
+    "format",
+    "max_batch_size",
+    "max_waiting",
+    "max_latency_ms",
+    "max_prompts",
+    "max_prompt_chars",
+    "max_body_bytes",
+    "api_key_env",
+)
 _TAG = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")  # BentoML's rule, for a name and for a version
 
 
@@ -51,6 +69,7 @@ class Bento:
 
     tag: str  # STUDENT:VERSION
     path: Path
+    measured: Measured | None = None  # onnx-int8 only
 
 
 def build(
@@ -65,23 +84,27 @@ def build(
     settings: PackagingSettings,
     home: Path,
     log: Callable[[str], None],
+    prompts: Sequence[str] = (),
+    expected: Mapping[str, str] | None = None,
 ) -> Bento:
     """Return the Bento of a checkpoint, built unless the store `home` already holds it whole and with this content.
 
     Its version is MODEL_VERSION-RETRAIN_ID; one of that name with other content is built anew. `log` gets the
-    builder's lines. Raises InputError for a checkpoint that is not whole or a name that BentoML cannot take, and
-    Failure when the build fails.
+    builder's lines. On `prompts`, which stay outside, onnx-int8 is measured; `expected` are hashes that the checkpoint
+    must have (deployments.verification). Raises InputError for a checkpoint that is not whole or cannot be packed so,
+    or a name that BentoML cannot take, and Failure when the checkpoint is another one or the build fails.
     """
     checkpoint, home = checkpoint.resolve(), home.resolve()
-    _check(checkpoint, settings)
+    _check(checkpoint, settings, prompts)
+    if expected is not None:
+        verify_checkpoint(checkpoint, expected)
     name, bento_version = _tag_part(student, "student.name"), _tag_part(f"{model_version}-{retrain_id}", "version")
     model = {
         "student": student,
         "model_version": model_version,
         "max_prompt_tokens": max_prompt_tokens,
         "max_new_tokens": max_new_tokens,
-        "max_batch_size": settings.max_batch_size,
-        "max_latency_ms": settings.max_latency_ms,
+        **settings.model_dump(include=set(SERVED)),
     }
     request = {
         "checkpoint": str(checkpoint),
@@ -89,6 +112,8 @@ def build(
         "name": name,
         "version": bento_version,
         "model": model,
+        "min_agreement": settings.min_agreement,
+        "prompts": list(prompts) if settings.format == "onnx-int8" else [],
         "labels": {**labels, "student": student, "model_version": model_version, "retrain_id": retrain_id},
     }
     bento = Bento(f"{name}:{bento_version}", home / "bentos" / name / bento_version)
@@ -96,12 +121,15 @@ def build(
         path = Path(folder) / "request.json"
         path.write_text(json.dumps(request), "utf-8")
         _run(path, bento.tag, log)
+        measured = path.with_name(MEASURED)
+        if measured.is_file():
+            bento = replace(bento, measured=Measured.from_json(measured.read_text("utf-8")))
     if not (bento.path / "bento.yaml").is_file():
         raise Failure(f"the build of Bento {bento.tag} ended well, but {bento.path} is not there: build it again")
     return bento
 
 
-def _check(checkpoint: Path, settings: PackagingSettings) -> None:
+def _check(checkpoint: Path, settings: PackagingSettings, prompts: Sequence[str]) -> None:
     for name in ("config.json", "tokenizer.json"):
         if not (checkpoint / name).is_file():
             raise InputError(f"checkpoint {checkpoint} has no {name}, so no Bento can be made of it: export it again")
@@ -117,6 +145,17 @@ def _check(checkpoint: Path, settings: PackagingSettings) -> None:
             f"checkpoint {checkpoint} lacks {len(missing)} of {len(weights)} weight files "
             f"({', '.join(missing[:3])}): export it again"
         )
+    if settings.format == "onnx-int8":
+        onnx_graph.check(_config(checkpoint), f"checkpoint {checkpoint}")
+        if not prompts:
+            raise InputError("packaging.format = 'onnx-int8' is measured on prompts: give some held-out ones")
+
+
+def _config(checkpoint: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((checkpoint / "config.json").read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"checkpoint {checkpoint}: config.json is damaged ({error}): export it again") from error
 
 
 def _tag_part(text: str, what: str) -> str:
@@ -153,8 +192,11 @@ def _run(request: Path, tag: str, log: Callable[[str], None]) -> None:
 # --- in the builder's own process ------------------------------------------------------------------------------
 
 
-def _build(request: Mapping[str, Any]) -> None:
-    """Put the requested Bento into the store, unless it is there already with the same content."""
+def _build(request: Mapping[str, Any], measured: Path) -> None:
+    """Put the requested Bento into the store, unless it is there already with the same content.
+
+    What 8-bit weights cost and bring is written to `measured`.
+    """
     home = Path(request["home"])
     target = home / "bentos" / request["name"] / request["version"]
     scratch_home = home / "tmp"
@@ -162,7 +204,9 @@ def _build(request: Mapping[str, Any]) -> None:
     with TemporaryDirectory(prefix="build-", dir=scratch_home) as folder:
         context = Path(folder) / "context"
         _fill(context, Path(request["checkpoint"]), request["model"])
-        pins = [f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS]  # torch says 2.13.0+cpu
+        if request["model"]["format"] == "onnx-int8":
+            _measure(request, context / "checkpoint", measured)
+        pins = _pins(REQUIREMENTS + ENGINES[request["model"]["format"]])
         rest = json.dumps({"labels": request["labels"], "pins": pins}, sort_keys=True)
         content = _digest(context, rest)
         if target.exists():
@@ -180,13 +224,63 @@ def _build(request: Mapping[str, Any]) -> None:
         print(f"built Bento {request['name']}:{request['version']}")
 
 
+def _pins(names: Sequence[str]) -> list[str]:
+    """Return NAME==VERSION of what is installed of these packages and of all that they need."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    found: dict[str, str] = {}
+    left = [Requirement(name) for name in names]
+    while left:
+        wanted = left.pop()
+        name = canonicalize_name(wanted.name)
+        if name in found:
+            continue
+        try:
+            package = distribution(name)
+        except PackageNotFoundError:
+            if name in names:
+                raise
+            continue  # needed elsewhere, by another platform or an extra that nobody asked for
+        found[name] = package.version.partition("+")[0]  # torch says 2.13.0+cpu
+        needs = [Requirement(line) for line in package.requires or ()]
+        extras = ("", *wanted.extras)
+        left += [need for need in needs if not need.marker or any(need.marker.evaluate({"extra": e}) for e in extras)]
+    return [f"{name}=={version}" for name, version in sorted(found.items())]
+
+
 def _fill(context: Path, checkpoint: Path, model: Mapping[str, Any]) -> None:
     (context / "checkpoint").mkdir(parents=True)
-    shutil.copyfile(SERVICE, context / "service.py")
-    (context / "model.json").write_text(json.dumps(model, indent=2, sort_keys=True) + "\n", "utf-8")
+    (context / "serving").mkdir()
+    for module in sorted(SERVICE.glob("*.py")):
+        shutil.copyfile(module, context / "serving" / module.name)
+    small = model["format"] == "onnx-int8"
     for file in sorted(checkpoint.iterdir()):
-        if file.name in CHECKPOINT_FILES or file.suffix == ".safetensors":
+        if file.name in CHECKPOINT_FILES or (file.suffix == ".safetensors" and not small):
             _link(file.resolve(), context / "checkpoint" / file.name)
+    if small:
+        longest = model["max_prompt_tokens"] + model["max_new_tokens"]
+        vocabulary = Text(checkpoint, model["max_prompt_tokens"]).vocabulary
+        onnx_graph.write(checkpoint, context / "checkpoint" / ONNX, vocabulary=vocabulary, longest=longest)
+    about = {**model, "files": digests(context / "checkpoint")}
+    (context / "model.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def _measure(request: Mapping[str, Any], quantised: Path, result: Path) -> None:
+    """Write what 8-bit weights cost and bring; end the build when they agree too seldom with the checkpoint."""
+    limits = {name: request["model"][name] for name in ("max_prompt_tokens", "max_new_tokens")}
+    found = measure(Path(request["checkpoint"]), quantised, request["prompts"], **limits)
+    result.write_text(found.to_json(), "utf-8")
+    told = (
+        f"8-bit weights choose {found.same_tokens:.1%} of the checkpoint's tokens and give {found.same_answers:.1%} "
+        f"of its answers to {found.prompts} prompts, {found.decode_speedup:.1f} times as fast"
+    )
+    print(told)
+    if found.same_tokens < request["min_agreement"]:
+        sys.exit(
+            f"{told}: less than packaging.min_agreement = {request['min_agreement']:g}; choose packaging.format = "
+            "'torch', or lower it"
+        )
 
 
 def _link(source: Path, target: Path) -> None:
@@ -228,11 +322,11 @@ def _bentoml_build(
     # BentoML asks for uv, and would install it with pip, even where nothing is to be locked: 8 of 11 seconds.
     configuration.get_uv_command = lambda: ["uv"]
     bento = bentoml.bentos.build(
-        "service:Student",
+        "serving.service:Student",
         name=request["name"],
         version=request["version"],
         build_ctx=str(context),
-        include=["service.py", "model.json", "checkpoint/*"],
+        include=["serving/*.py", "model.json", "checkpoint/*"],
         labels=labels,
         description=f"{request['name']}, model version {request['model']['model_version']}: POST /generate\n",
         python={"packages": pins, "lock_packages": False},
@@ -245,7 +339,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that scratch folders are removed
     if len(sys.argv) != 2:
         sys.exit("usage: python -m deployments.bento.build REQUEST.json")
-    _build(json.loads(Path(sys.argv[1]).read_text("utf-8")))
+    path = Path(sys.argv[1])
+    _build(json.loads(path.read_text("utf-8")), path.with_name(MEASURED))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """Serves a Bento for real on loopback, asks it a few prompts and compares its answers with the checkpoint's."""
 
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_urlsafe
 from subprocess import Popen
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deployments import process
 from deployments.bento.build import Bento
@@ -41,6 +43,8 @@ class Server:
     log: Path  # what it wrote so far, stdout and stderr
     seconds_to_ready: float
     pid: int
+    key: str = ""  # asked for in the Authorization header, if any
+    max_prompts: int = 1  # in one request
 
 
 def smoke_test(
@@ -66,16 +70,19 @@ def smoke_test(
         )
     with serve(bento, port=port, timeout=timeout) as server:
         try:
-            with httpx.Client(base_url=server.url, timeout=timeout, trust_env=False) as client:
-                response = client.post("/generate", json={"prompts": list(prompts)})
-                _check_answers(bento, response, expected, model_version)
+            headers = {"Authorization": f"Bearer {server.key}"} if server.key else {}
+            with httpx.Client(base_url=server.url, timeout=timeout, trust_env=False, headers=headers) as client:
+                rows = []
+                for at in range(0, len(prompts), server.max_prompts):
+                    part = slice(at, at + server.max_prompts)
+                    response = client.post("/generate", json={"prompts": list(prompts[part])})
+                    rows += _check_answers(bento, response, expected[part], model_version)
                 _check_endpoints(bento, client)
         except httpx.TransportError as error:
             reason = f"{type(error).__name__}: {error}"
             raise Failure(
                 f"Bento {bento.tag} stopped answering ({reason}); {process.last_lines(server.log)}"
             ) from error
-        rows = response.json()
         return Smoke(
             url=server.url,
             answers=[row["response"] for row in rows],
@@ -85,10 +92,12 @@ def smoke_test(
         )
 
 
-def _check_answers(bento: Bento, response: "httpx.Response", expected: Sequence[str], model_version: str) -> None:
+def _check_answers(
+    bento: Bento, response: "httpx.Response", expected: Sequence[str], model_version: str
+) -> list[dict[str, Any]]:
     if response.status_code != 200:
         raise Failure(f"Bento {bento.tag} answered POST /generate with status {response.status_code}, not with 200")
-    rows = response.json()
+    rows: list[dict[str, Any]] = response.json()
     if len(rows) != len(expected):
         raise Failure(f"Bento {bento.tag} gave {len(rows)} answers to {len(expected)} prompts")
     if versions := {row["model_version"] for row in rows} - {model_version}:
@@ -102,6 +111,7 @@ def _check_answers(bento: Bento, response: "httpx.Response", expected: Sequence[
             f"Bento {bento.tag} answers {differ} of {len(expected)} smoke prompts otherwise than its checkpoint: "
             "it is not promoted; compare its src/checkpoint and src/model.json with the checkpoint that was judged"
         )
+    return rows
 
 
 def _check_endpoints(bento: Bento, client: "httpx.Client") -> None:
@@ -117,12 +127,14 @@ def _check_endpoints(bento: Bento, client: "httpx.Client") -> None:
 
 
 @contextmanager
-def serve(bento: Bento, *, port: int = 0, timeout: float = 180.0) -> Iterator[Server]:
+def serve(bento: Bento, *, port: int = 0, timeout: float = 180.0, own_key: bool = True) -> Iterator[Server]:
     """Serve a Bento on loopback while the block runs; it begins when the server is ready.
 
-    Raises InputError when the port is taken and Failure when the server is not ready after `timeout` seconds.
+    Where the Bento asks for a key, this server gets one of its own, unless `own_key` is false: then the environment has
+    to hold it. Raises InputError when the port is taken, Failure when the server is not ready after `timeout` seconds.
     """
-    port = free_port(port)
+    port, model = free_port(port), _model(bento)
+    key = {model["api_key_env"]: token_urlsafe()} if model["api_key_env"] and own_key else {}
     with TemporaryDirectory(prefix="bento-serve-") as folder:
         log = Path(folder) / "server.log"
         environment = {
@@ -130,6 +142,7 @@ def serve(bento: Bento, *, port: int = 0, timeout: float = 180.0) -> Iterator[Se
             "BENTOML_HOME": str(Path(folder) / "home"),
             "BENTOML_DO_NOT_TRACK": "True",
             "BENTOML_CONTAINERIZED": "true",  # a worker that dies ends the server, and is not started for ever anew
+            **key,
         }
         command = [sys.executable, "-m", "bentoml", "serve", str(bento.path), "--host", HOST, "--port", str(port)]
         began = time.monotonic()
@@ -138,9 +151,18 @@ def serve(bento: Bento, *, port: int = 0, timeout: float = 180.0) -> Iterator[Se
         known: set[psutil.Process] = set()
         try:
             _await_ready(bento, server, known, log, port, began + timeout, timeout)
-            yield Server(f"http://{HOST}:{port}", log, time.monotonic() - began, server.pid)
+            ready = time.monotonic() - began
+            yield Server(f"http://{HOST}:{port}", log, ready, server.pid, "".join(key.values()), model["max_prompts"])
         finally:
             process.stop(server, known)
+
+
+def _model(bento: Bento) -> dict[str, Any]:
+    path = bento.path / "src" / "model.json"
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError) as error:
+        raise Failure(f"Bento {bento.tag} is damaged: {path} cannot be read ({error}); build it again") from error
 
 
 def _await_ready(

@@ -1,0 +1,149 @@
+"""Two engines that do the same steps: PyTorch on the checkpoint's own weights, ONNX Runtime on 8-bit ones.
+
+Rows of a batch are padded on the left, so that their newest tokens stand in one column. A `past` is what an engine
+remembers of the tokens so far; only the engine that made it knows what is in it.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints: TypeAlias = NDArray[np.int64]
+Past: TypeAlias = Any
+
+ONNX = "model.onnx"
+
+
+class Engine(Protocol):
+    """B rows, T new tokens each, S tokens of which T are new."""
+
+    def forward(self, tokens: Ints, mask: Ints, past: Past) -> tuple[Ints, NDArray[np.float32], Past]:
+        """Take tokens (B, T) with mask (B, S); return the likeliest next ones (B,), log-probabilities and past."""
+
+    def keep(self, past: Past, rows: list[int], cut: int) -> Past:
+        """Return the past of these rows, without its first `cut` columns."""
+
+    def join(self, one: Past, other: Past, pads: tuple[int, int]) -> Past:
+        """Return the past of the rows of both, each with so many columns of padding put before."""
+
+
+def engine(checkpoint: Path, vocabulary: int) -> Engine:
+    """Return the engine for what the folder holds; ids from `vocabulary` on are never chosen."""
+    if (checkpoint / ONNX).is_file():
+        return OnnxEngine(checkpoint / ONNX)
+    return TorchEngine(checkpoint, vocabulary)
+
+
+def positions(mask: Ints, new: int) -> Ints:
+    """Return where in its text each of the newest `new` columns stands, (B, T)."""
+    found: Ints = np.maximum(mask.cumsum(1) - 1, 0)[:, -new:]
+    return found
+
+
+class TorchEngine:
+    """The checkpoint's own weights: in float32 on a CPU, in their own format on a GPU."""
+
+    def __init__(self, checkpoint: Path, vocabulary: int) -> None:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve a busy machine
+        import torch
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        self.torch, self.vocabulary = torch, vocabulary
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = "auto" if device == "cuda" else torch.float32
+        self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).to(device).eval()
+
+    def forward(self, tokens: Ints, mask: Ints, past: Past) -> tuple[Ints, NDArray[np.float32], Past]:
+        """Take one step, see Engine."""
+        from transformers import DynamicCache
+        from transformers.cache_utils import DynamicLayer
+
+        torch, device = self.torch, self.model.device
+        with torch.inference_mode():
+            output = self.model(
+                input_ids=torch.from_numpy(tokens).to(device),
+                attention_mask=torch.from_numpy(mask).to(device),
+                position_ids=torch.from_numpy(positions(mask, tokens.shape[1])).to(device),
+                past_key_values=DynamicCache() if past is None else past,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            scores = output.logits[:, -1, : self.vocabulary].float()  # beyond is padding: no text has these ids
+            best = scores.max(-1)
+            logprobs = best.values - scores.logsumexp(-1)
+        past = output.past_key_values
+        if any(type(layer) is not DynamicLayer for layer in getattr(past, "layers", [None])):
+            raise RuntimeError(
+                f"a {type(self.model).__name__} does not remember its tokens as keys and values, one a token: "
+                "this service cannot put its rows together"
+            )
+        return best.indices.cpu().numpy(), logprobs.cpu().numpy(), past
+
+    def keep(self, past: Past, rows: list[int], cut: int) -> Past:
+        """Leave out rows and columns, see Engine."""
+        with self.torch.inference_mode():
+            for layer in past.layers:
+                index = self.torch.tensor(rows, device=layer.keys.device)
+                layer.keys = layer.keys.index_select(0, index)[:, :, cut:]
+                layer.values = layer.values.index_select(0, index)[:, :, cut:]
+        return past
+
+    def join(self, one: Past, other: Past, pads: tuple[int, int]) -> Past:
+        """Put the rows of two together, see Engine."""
+        torch, pad = self.torch, self.torch.nn.functional.pad
+        with torch.inference_mode():
+            for a, b in zip(one.layers, other.layers, strict=True):
+                for name in ("keys", "values"):
+                    both = [pad(getattr(x, name), (0, 0, n, 0)) for x, n in zip((a, b), pads, strict=True)]
+                    setattr(a, name, torch.cat(both))
+        return one
+
+
+class OnnxEngine:
+    """8-bit weights by ONNX Runtime; the graph itself chooses the token (deployments/bento/onnx_graph.py)."""
+
+    def __init__(self, file: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # see OMP_WAIT_POLICY
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        self.value = onnxruntime.OrtValue.ortvalue_from_numpy
+        self.names = [output.name for output in self.session.get_outputs()]
+        about = json.loads(self.session.get_modelmeta().custom_metadata_map["past"])
+        self.pasts, self.heads, self.width = about["names"], about["heads"], about["width"]
+
+    def forward(self, tokens: Ints, mask: Ints, past: Past) -> tuple[Ints, NDArray[np.float32], Past]:
+        """Take one step, see Engine."""
+        batch, new = tokens.shape
+        if past is None:
+            nothing = np.zeros((batch, self.heads, 0, self.width), np.float32)
+            past = [self.value(nothing) for _ in self.pasts]
+        size = mask.shape[1]
+        # (B, 1, T, S): no token sees padding or what comes after it
+        seen = np.tri(new, size, size - new, dtype=bool)[None, None] & (mask[:, None, None, :] > 0)
+        bias = np.where(seen, np.float32(0), np.float32(-1e9))
+        feed = {"tokens": tokens, "positions": positions(mask, new), "bias": bias}
+        inputs = {name: self.value(np.ascontiguousarray(array)) for name, array in feed.items()}
+        outputs = self.session.run_with_ort_values(self.names, inputs | dict(zip(self.pasts, past, strict=True)))
+        return outputs[0].numpy(), outputs[1].numpy(), outputs[2:]
+
+    def keep(self, past: Past, rows: list[int], cut: int) -> Past:
+        """Leave out rows and columns, see Engine."""
+        return [self.value(np.ascontiguousarray(part.numpy()[rows, :, cut:])) for part in past]
+
+    def join(self, one: Past, other: Past, pads: tuple[int, int]) -> Past:
+        """Put the rows of two together, see Engine."""
+
+        def padded(part: Any, count: int) -> NDArray[np.float32]:
+            return np.pad(part.numpy(), ((0, 0), (0, 0), (count, 0), (0, 0)))
+
+        pairs = zip(one, other, strict=True)
+        return [self.value(np.concatenate([padded(a, pads[0]), padded(b, pads[1])])) for a, b in pairs]
