@@ -3,9 +3,6 @@
 from importlib.util import find_spec
 from typing import Literal
 
-from importlib.util import find_spec
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 

@@ -113,7 +113,8 @@ def package(
             home=home,
             log=get_run_logger().info,
             prompts=prompts,
-            expected={"sha256": run.manifests()["train"]["result"]["student_sha256"]},
+            expected=registered_hashes(run),
+            card=card.written(run, student),
         )
         if bento.measured:
             expected = bento.measured.answers

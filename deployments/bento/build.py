@@ -86,12 +86,13 @@ def build(
     log: Callable[[str], None],
     prompts: Sequence[str] = (),
     expected: Mapping[str, str] | None = None,
+    card: str = "",
 ) -> Bento:
     """Return the Bento of a checkpoint, built unless the store `home` already holds it whole and with this content.
 
     Its version is MODEL_VERSION-RETRAIN_ID; one of that name with other content is built anew. `log` gets the
     builder's lines. On `prompts`, which stay outside, onnx-int8 is measured; `expected` are hashes that the checkpoint
-    must have (deployments.verification). Raises InputError for a checkpoint that is not whole or cannot be packed so,
+    must have (deployments.verification); `card` is Markdown for its README. Raises InputError for a checkpoint that is not whole or cannot be packed so,
     or a name that BentoML cannot take, and Failure when the checkpoint is another one or the build fails.
     """
     checkpoint, home = checkpoint.resolve(), home.resolve()
@@ -114,6 +115,7 @@ def build(
         "model": model,
         "min_agreement": settings.min_agreement,
         "prompts": list(prompts) if settings.format == "onnx-int8" else [],
+        "card": card,
         "labels": {**labels, "student": student, "model_version": model_version, "retrain_id": retrain_id},
     }
     bento = Bento(f"{name}:{bento_version}", home / "bentos" / name / bento_version)
@@ -207,7 +209,7 @@ def _build(request: Mapping[str, Any], measured: Path) -> None:
         if request["model"]["format"] == "onnx-int8":
             _measure(request, context / "checkpoint", measured)
         pins = _pins(REQUIREMENTS + ENGINES[request["model"]["format"]])
-        rest = json.dumps({"labels": request["labels"], "pins": pins}, sort_keys=True)
+        rest = json.dumps({"labels": request["labels"], "pins": pins, "card": request["card"]}, sort_keys=True)
         content = _digest(context, rest)
         if target.exists():
             if _is_whole(target, content, rest):
@@ -328,10 +330,16 @@ def _bentoml_build(
         build_ctx=str(context),
         include=["serving/*.py", "model.json", "checkpoint/*"],
         labels=labels,
-        description=f"{request['name']}, model version {request['model']['model_version']}: POST /generate\n",
+        description=_readme(request),
         python={"packages": pins, "lock_packages": False},
     )
     return Path(bento.path)
+
+
+def _readme(request: Mapping[str, Any]) -> str:
+    served = f"{request['name']}, model version {request['model']['model_version']}: POST /generate, POST /stream\n"
+    _, _, card = request["card"].partition("\n# ")  # what stands before its title is for model hubs
+    return f"{served}\n# {card}" if card else served
 
 
 def main() -> None:

@@ -60,6 +60,15 @@ def test_the_registry_keeps_it_with_the_version_and_whole_with_the_run(written: 
     assert Path(kept).read_text() == written
 
 
+def test_the_bento_has_it_as_its_readme(written: str, with_champion: Any) -> None:
+    workspace, ended = with_champion
+    name, version = ended["bento"].split(":")
+    readme = (workspace.folder / "bentoml" / "bentos" / name / version / "README.md").read_text()
+    for section in SECTIONS[:3]:
+        part = written.split(f"## {section}\n")[1].split("\n## ")[0]
+        assert part in readme, section
+
+
 def test_a_cell_of_a_table_cannot_end_it() -> None:
     judged = {
         "checks": [],
