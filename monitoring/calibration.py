@@ -9,8 +9,8 @@ gain is one number a row, and is resampled as any other.
 What the signs hide is a bias: |gap| is above the true gap, the more the nearer the true gap is to 0, so the ECE of a
 perfectly calibrated model is not 0 but about sqrt(2 bins p (1 - p) / (pi rows)), 0.03 at 1,000 rows. Two models are
 biased differently, and a challenger that is miscalibrated by 0.02 would look as good as a perfect champion. So the
-bounds allow for the largest bias that fits with the gaps seen: below some 5,000 rows two points of calibration can
-hardly be shown to be kept, unless both models are clearly off, and the check says how many rows would do.
+bounds allow for the largest bias that fits with the gaps seen: below some 8,000 rows two points of calibration can
+hardly be shown to be kept, and the check says how many rows would do.
 """
 
 import numpy as np

@@ -182,8 +182,8 @@ def _decide(
         return ("reported" if margin is None else "inconclusive"), settings.min_rows, said
     ends = _ends(found, sign)
     numbers = (
-        f"challenger - champion = {sign * found.gain + 0.0:+.4f} on {rows} rows, between {ends[0]:+.4f} and {ends[1]:+.4f} "
-        f"(one-sided {1 - settings.alpha:.0%} bounds)"
+        f"challenger - champion = {sign * found.gain + 0.0:+.4f} on {rows} rows, between {ends[0]:+.4f} and "
+        f"{ends[1]:+.4f} (one-sided {1 - settings.alpha:.0%} bounds)"
     )
     if margin is None:
         return "reported", None, numbers
@@ -203,7 +203,9 @@ def _rows_wanted(rows: int, found: Comparison, margin: float, alpha: float) -> t
     wanted += found.slack if distance > 0 else 0.0
     if abs(distance) * 1000 < wanted or not distance:
         return None, "the difference lies on the bound itself, more rows like these would not decide"
-    needed = max(math.ceil(rows * (wanted / distance) ** 2), rows + 1)
+    # In fewer rows a loss of the margin may go unseen, whatever else they show.
+    fewest = math.log(alpha) / math.log1p(-margin) if 0 < margin < 1 else 0.0
+    needed = max(math.ceil(rows * (wanted / distance) ** 2), math.ceil(fewest), rows + 1)
     return needed, f"about {needed} rows like these would decide ({POWER:.0%} sure), {needed - rows} more"
 
 

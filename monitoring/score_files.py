@@ -63,7 +63,7 @@ def read(path: str) -> pd.DataFrame:
 
 
 def joined(champion: pd.DataFrame, challenger: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return both in the same order; InputError when one lacks a row of the other, or means another request by an id."""
+    """Return both in the same order; InputError when one lacks rows of the other, or differs in what a request is."""
     for which, here, there in (("second", champion, challenger), ("first", challenger, champion)):
         lacking = here.index.difference(there.index)
         if len(lacking):

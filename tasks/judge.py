@@ -25,7 +25,8 @@ from monitoring.regression import Paired, Slice, Verdict
 from tasks import budgets, costs, measured, progress, purchases
 from tasks.measured import Measured
 from tasks.run import Run, run_stage
-from tasks.slices import TEACHER_ERRORS, HeldOut, held_out_slices, segments, teacher_errors
+from tasks.segments import segments
+from tasks.slices import TEACHER_ERRORS, HeldOut, held_out_slices, teacher_errors
 from tasks.targets import unanswered, with_targets
 from tasks.teaching import Teaching
 
@@ -148,6 +149,7 @@ def _result(verdict: Verdict | None, judged: Judged) -> dict[str, Any]:
         "reason": verdict.reason if verdict else "the first champion: there is none to compare it with",
         "checks": [check.model_dump(mode="json") for check in verdict.checks] if verdict else [],
         "budgets": [budget.model_dump(mode="json") for budget in verdict.budgets] if verdict else [],
+        "fairness": [even.model_dump(mode="json") for even in verdict.fairness] if verdict else [],
         "harmed": verdict.harmed if verdict else [],
         "exact_match": {name: means[name]["exact_match"] for name in traffic},
         "metrics": means,
@@ -171,9 +173,7 @@ def _show(result: Mapping[str, Any]) -> None:
 
 
 def table(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a verdict as a table for people: a row for each check and budget, the worst first; of a first champion
-    its own scores.
-    """
+    """Return a verdict as a table for people: a row for each check, the worst first; a first champion's own scores."""
     if not result["checks"]:
         return [
             {"slice": name, "metric": metric, **values}
@@ -190,7 +190,13 @@ def table(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         | {name: _rounded(one[name]) for name in ("champion", "challenger", "why")}
         for one in result["budgets"]
     ]
-    return sorted([*checks, *spent], key=lambda row: WORST_FIRST.index(row["outcome"]))
+    even = [
+        {"outcome": one["outcome"], "slice": f"fairness over {one['column']}", "metric": one["metric"]}
+        | {"champion": _rounded(one["champion_worst"]), "challenger": _rounded(one["challenger_worst"])}
+        | {"difference": _rounded(one["worst_change"]), "lower": _rounded(one["worst_lower"]), "why": one["why"]}
+        for one in result["fairness"]
+    ]
+    return sorted([*checks, *even, *spent], key=lambda row: WORST_FIRST.index(row["outcome"]))
 
 
 def _rounded(value: Any) -> Any:

@@ -41,7 +41,7 @@ def measure(
 
     rows: of `targets.with_targets`. refusal: pattern of `features.refusal`.
     """
-    found = rows[[*SHOWN, *sorted(name for name in rows if str(name).startswith("meta_"))]].copy()
+    found = rows[[*SHOWN, *sorted(str(name) for name in rows if str(name).startswith("meta_"))]].copy()
     metrics: dict[str, Better | None] = dict.fromkeys(METRICS)
     truncated = {"prompts": 0, "targets": 0}
     prompts, wanted = rows["prompt"].tolist(), rows["target"].tolist()
@@ -101,8 +101,10 @@ def paired(rows: pd.DataFrame, measured: Measured, settings: JudgingSettings) ->
         if len(chosen) or metric != "teacher_agreement" or metric in settings.margins:
             champion, challenger = (chosen[f"{model}_{metric}"].to_numpy(np.float64) for model in MODELS)
             found[metric] = Paired(champion, challenger, better)
-    sides = [rows[[f"{model}_confidence", f"{model}_exact_match"]].to_numpy(np.float64) for model in MODELS]
-    found["calibration_error"] = Paired(*sides)
+    champion, challenger = (
+        rows[[f"{model}_confidence", f"{model}_exact_match"]].to_numpy(np.float64) for model in MODELS
+    )
+    found["calibration_error"] = Paired(champion, challenger)
     return found
 
 

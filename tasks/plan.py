@@ -17,18 +17,17 @@ from prefect.logging import get_run_logger
 from deployments.bento.smoke import free_port
 from deployments.registry import Registry, Version
 from deployments.settings import PackagingSettings
-from distill import checkpoint, harness
+from distill import checkpoint
 from distill.errors import InputError
 from distill.on_policy_settings import OnPolicySettings
 from distill.settings import StudentSettings, TrainingSettings
 from distill.teacher_settings import TeacherSettings
 from monitoring import traffic
 from monitoring.errors import InputError as WatchingInputError
-from monitoring.golden import golden_digest, read_golden
 from monitoring.judging_settings import JudgingSettings
-from monitoring.row_metrics import own_metric
 from monitoring.settings import ReferenceSettings, TrafficSettings
 from monitoring.traffic import Window
+from tasks import judged_by
 from tasks.run import Champion, Request, Run, read_json, write_json
 
 WINDOW_FILE, GOLDEN_FILE = "window.parquet", "golden.parquet"
@@ -78,7 +77,7 @@ def plan(
         get_run_logger().warning(notice)
     frame = rows_of(log, window)
     teacher_digest = _usable_models(student, teacher, champion)
-    golden = read_golden(judging.golden) if judging.golden else None
+    golden = judged_by.golden(judging)
     request = Request(
         retrain_id="",
         student=student.name,
@@ -92,7 +91,7 @@ def plan(
         settings=changing,
         champion=champion,
         notice=notice,
-        judged_by=_judged_by(golden, judging),
+        judged_by=judged_by.digests(golden, judging),
     )
     found, retrain_id = _latest(request, runs, again=asked.again)
     if found is not None and found.result():
@@ -102,6 +101,10 @@ def plan(
     check_kernel(training.loss_kernel, resolve_device(training.device))
     rounds.check(training, on_policy)
     _check_split(frame, log, request, traffic_settings)
+    if champion:
+        judged_by.check_fairness(
+            frame[traffic.row_hash(frame["request_id"]) >= traffic_settings.held_out_from], judging
+        )
     return found or _new(request.model_copy(update={"retrain_id": retrain_id}), runs, frame, golden)
 
 
@@ -189,17 +192,6 @@ def _usable_models(student: StudentSettings, teacher: TeacherSettings, champion:
     asked = teacher_of(student, teacher, urls=urls, spoken=Spoken(tokenizer))
     asked.check(tokenizer, teacher.top_k)
     return asked.digest
-
-
-def _judged_by(golden: pd.DataFrame | None, judging: JudgingSettings) -> dict[str, str]:
-    """Return the digests of what is judged by beside the traffic; raises InputError when it cannot be used.
-
-    Metrics of one's own are tried on a row: whatever is wrong with them would else come out after the training.
-    """
-    for name in judging.own_metrics:
-        own_metric(name, ["a prompt"], ["an answer"], ["an answer"])
-    found = {"golden": golden_digest(golden)} if golden is not None else {}
-    return found | ({"lm_eval": harness.digest(judging.lm_eval)} if judging.lm_eval else {})
 
 
 def _check_split(frame: pd.DataFrame, log: str, request: Request, settings: TrafficSettings) -> None:

@@ -154,7 +154,7 @@ def _cost(
     slices, _ = held_out_slices(run, log, settings.judging, teaching)
     judged = to_ask(slices, buy_agreement=settings.judging.buy_teacher_agreement)
     profiled = agreement_rows(profiled_rows(run, log, teaching.traffic), settings.probe)
-    prompts = pd.concat([learned, judged, profiled])["prompt"].tolist()
+    prompts = [*learned["prompt"], *judged, *profiled["prompt"]]
     tokenizer, store = asked_with(start, teaching), SignalStore(teaching.signals)
     encoded = encode(tokenizer, prompts, teaching.student.max_prompt_tokens)
     ids, asked = encoded.ids, teacher_of(teaching, spoken=spoken_to(teaching, tokenizer, prompts, encoded))

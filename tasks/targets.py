@@ -61,10 +61,10 @@ def unanswered(slices: list[HeldOut], targets: list[pd.DataFrame]) -> list[str]:
     return [f"{name}: {count} rows to which the teacher gave no answer" for name, count in missing.items() if count]
 
 
-def to_ask(slices: list[HeldOut], *, buy_agreement: bool) -> pd.DataFrame:
-    """Return the rows that the teacher will be asked about."""
-    rows = pd.concat([part.rows for part in slices], ignore_index=True)
-    return rows if buy_agreement else rows[rows["reference"].isna()]
+def to_ask(slices: list[HeldOut], *, buy_agreement: bool) -> list[str]:
+    """Return the prompts that the teacher will be asked about."""
+    frames = [part.rows if buy_agreement else part.rows[part.rows["reference"].isna()] for part in slices]
+    return [prompt for frame in frames for prompt in frame["prompt"]]
 
 
 def agreement(rows: pd.DataFrame, responses: pd.Series) -> pd.Series:

@@ -221,6 +221,38 @@ def test_agreement_with_the_teacher_is_bought_only_when_it_is_asked_for(place: P
     assert run.stage("judge").is_dir()
 
 
+@pytest.mark.parametrize(("student", "outcome"), [("good", "pass"), ("forgetful", "fail")])
+def test_a_task_of_lm_eval_is_a_slice_and_can_be_a_gate(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: str, outcome: str
+) -> None:
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    asked = [(f"north {word} {n}", RIGHT[word]) for word in WORDS[OLDER] for n in range(50)]
+    lines = [json.dumps({"prompt": prompt, "label": list(WRONG).index(right)}) for prompt, right in asked]
+    (tmp_path / "older.jsonl").write_text("\n".join(lines))
+    task = {
+        "task": "older", "dataset_path": "json", "test_split": "test", "output_type": "multiple_choice",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "older.jsonl")}}, "doc_to_text": "{{prompt}}",
+        "doc_to_choice": list(WRONG), "doc_to_target": "{{label}}", "target_delimiter": "",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+    (tmp_path / "older.yaml").write_text(json.dumps(task))
+    settings = {"lm_eval": (str(tmp_path / "older.yaml"),), "gates": ("exact_match", "lm_eval=0.05")}
+    ended = place.judge(student, SETTINGS.model_copy(update=settings))
+    found = checks(ended, "lm_eval")["lm_eval older acc"]
+    assert (found["kind"], found["rows"], found["champion"]) == ("lm_eval", 100, 1.0)
+    assert found["outcome"] == ended["outcome"] == outcome
+
+
+def test_fairness_is_judged_where_it_is_asked_for(place: Place) -> None:
+    pytest.importorskip("fairlearn")
+    ended = place.judge("unfair", SETTINGS.model_copy(update={"fairness": True}))
+    (even,) = ended["fairness"]
+    assert (even["column"], even["outcome"]) == ("meta_region", "fail")
+    assert "south" in even["worst"]
+    assert any(row["slice"] == "fairness over meta_region" for row in table(ended))
+
+
 def test_a_challenger_that_takes_too_much_memory_is_refused(place: Place) -> None:
     ended = place.judge("good", SETTINGS.model_copy(update={"max_memory": 0.5}))
     assert ended["outcome"] == "fail"

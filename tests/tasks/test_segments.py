@@ -1,9 +1,9 @@
-"""What a challenger is judged on."""
+"""Parts of the rows that a challenger is judged on by themselves."""
 
 import numpy as np
 import pandas as pd
 
-from tasks.slices import segments
+from tasks.segments import segments
 
 
 def named(frame: pd.DataFrame) -> dict[str, int]:
