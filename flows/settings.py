@@ -47,7 +47,7 @@ LOCAL = ("workspace", "packaging.home")  # folders of this machine
 # The others may be URLs, or names on a hub.
 FOLDERS = (*LOCAL, "traffic.path", "teacher.signals", "registry.artifacts", *MODELS)
 SQLITE = "sqlite:///"
-# The tests' data file and what they may not do without; the settings file; what no file holds; where SGLang is installed.
+# The tests' data file and what they may not lack; the settings file; what no file holds; where SGLang is installed.
 NOT_SETTINGS = {
     "REDISTILL_ARXIV",
     "REDISTILL_CONFIG",
