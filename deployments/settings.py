@@ -33,7 +33,9 @@ class RegistrySettings(Section):
         description="track each retrain in Weights & Biases besides; empty: do not [offline, online]",
         json_schema_extra=LOCATION,
     )
-    wandb_project: str = Field("redistill", min_length=1, description="project there", json_schema_extra=LOCATION)
+    wandb_project: str = Field(
+        "redistill", min_length=1, description="project in Weights & Biases [name]", json_schema_extra=LOCATION
+    )
     wandb_key_secret: str = Field(
         "",
         description="online: Prefect Secret block with its API key; empty: WANDB_API_KEY [name]",

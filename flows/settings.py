@@ -42,9 +42,11 @@ LOCAL = ("workspace", "packaging.home")  # folders of this machine
 # The others may be URLs, or names on a hub.
 FOLDERS = (*LOCAL, "traffic.path", "teacher.signals", "registry.artifacts", "judging.golden", *MODELS)
 SQLITE = "sqlite:///"
-NOT_SETTINGS = {  # the tests' data file; the settings file itself; what no file holds; where SGLang is installed
+# The tests' data file and what they may not lack; the settings file; what no file holds; where SGLang is installed.
+NOT_SETTINGS = {
     "REDISTILL_ARXIV",
     "REDISTILL_CONFIG",
+    "REDISTILL_REQUIRE_POSTGRES",
     "REDISTILL_TEACHER_API_KEY",
     "REDISTILL_SGLANG_PYTHON",
 }

@@ -64,8 +64,11 @@ def register(run: Run, registry: Registry, student: Path, tracker: Tracker | Non
 
 def registered_hashes(run: Run) -> dict[str, str]:
     """Return what the files of the registered student must have: for deployments.verification.verify_checkpoint."""
-    before = {"sha256": run.manifests()["train"]["result"]["student_sha256"]}  # of runs that wrote no others
-    return dict(run.manifests()["register"]["result"].get("hashes", before))
+    manifests = run.manifests()
+    found = manifests["register"]["result"].get("hashes")
+    return (
+        dict(found) if found else {"sha256": manifests["train"]["result"]["student_sha256"]}
+    )  # an earlier redistill's
 
 
 def version_tags(run: Run) -> dict[str, str]:

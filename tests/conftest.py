@@ -24,7 +24,7 @@ os.environ.pop("PREFECT_API_URL", None)
 logging.raiseExceptions = False  # Prefect's temporary server is stopped, and says so, when pytest's stderr is closed
 import flows.environment  # noqa: E402, F401
 
-_KEPT = "REDISTILL_ARXIV", "REDISTILL_SGLANG_PYTHON"
+_KEPT = "REDISTILL_ARXIV", "REDISTILL_REQUIRE_POSTGRES", "REDISTILL_SGLANG_PYTHON"
 for _name in [name for name in os.environ if name.startswith("REDISTILL_") and name not in _KEPT]:
     del os.environ[_name]
 

