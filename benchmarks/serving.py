@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 
 import httpx
 import numpy as np
+import psutil
 
 from benchmarks.machine import machine
 from deployments import process
@@ -40,12 +41,25 @@ class Contender:
 
     name: str
     url: str
+    pid: int
     rows: dict[int, list[float]] = field(default_factory=dict)  # clients -> rows/s
     latencies: dict[int, list[float]] = field(default_factory=dict)  # clients -> of each request [s]
+
+    cpu: dict[int, list[float]] = field(default_factory=dict)  # clients -> CPU seconds a row
 
     def ratio(self, other: "Contender", clients: int) -> float:
         """Return how many times as many rows a second as the other one, the median over rounds."""
         return statistics.median(a / b for a, b in zip(self.rows[clients], other.rows[clients], strict=True))
+
+    def thrift(self, other: "Contender", clients: int) -> float:
+        """Return how many times as many rows a CPU second as the other one, the median over rounds."""
+        return statistics.median(b / a for a, b in zip(self.cpu[clients], other.cpu[clients], strict=True))
+
+    def seconds(self) -> float:
+        """Return the CPU seconds of the server and its workers so far."""
+        top = psutil.Process(self.pid)
+        times = [each.cpu_times() for each in (top, *top.children(recursive=True))]
+        return sum(each.user + each.system for each in times)
 
 
 def asked(contender: Contender, clients: int, prompts: list[str]) -> None:
@@ -63,20 +77,27 @@ def asked(contender: Contender, clients: int, prompts: list[str]) -> None:
         async with httpx.AsyncClient(base_url=contender.url, timeout=300, trust_env=False) as http:
             await asyncio.gather(*(client(http) for _ in range(clients)))
 
-    began = time.perf_counter()
+    began, before = time.perf_counter(), contender.seconds()
     asyncio.run(all_of_them())
     contender.rows.setdefault(clients, []).append(len(prompts) / (time.perf_counter() - began))
+    contender.cpu.setdefault(clients, []).append((contender.seconds() - before) / len(prompts))
     contender.latencies.setdefault(clients, []).extend(took)
 
 
-def student(folder: Path, width: int, blocks: int) -> Path:
-    """Make a Llama with random weights, a tokenizer of words, and no stop token that it would find by chance."""
+def student(folder: Path, width: int, blocks: int, stops: float) -> Path:
+    """Make a Llama with random weights, a tokenizer of words, and this share of all tokens ending an answer.
+
+    So answers are of different lengths, as those to real traffic; with none all are as long as they may be.
+    """
     import torch
 
     from benchmarks.material import model_of, tokenizer_of
 
     torch.manual_seed(0)
-    model_of(VOCABULARY, width, width * 11 // 4, blocks).save_pretrained(folder)
+    model = model_of(VOCABULARY, width, width * 11 // 4, blocks)
+    ends = np.random.default_rng(0).choice(np.arange(3, VOCABULARY), int(stops * VOCABULARY), replace=False)
+    model.generation_config.eos_token_id = [1, *sorted(map(int, ends))]
+    model.save_pretrained(folder)
     tokenizer_of(VOCABULARY).save_pretrained(folder)
     return folder
 
@@ -89,14 +110,14 @@ def prompts_of(count: int, seed: int) -> list[str]:
 
 
 @contextmanager
-def _fastapi(kind: str, checkpoint: Path, new_tokens: int) -> Iterator[str]:
+def _fastapi(kind: str, checkpoint: Path, new_tokens: int) -> Iterator[tuple[str, int]]:
     port = process.free_port("127.0.0.1", 0, "port")
     command = [sys.executable, "-m", "benchmarks.servers", kind, str(checkpoint), str(port), str(new_tokens)]
     server = process.start(command, environment={"OMP_WAIT_POLICY": "PASSIVE"}, output=sys.stderr.fileno())
     try:
         url = f"http://127.0.0.1:{port}"
         _await(url, lambda: server.poll() is None)
-        yield url
+        yield url, server.pid
     finally:
         process.stop(server, set())
 
@@ -143,10 +164,12 @@ def run(checkpoint: Path, home: Path, rounds: int, new_tokens: int) -> tuple[lis
             name: stack.enter_context(_fastapi(kind, checkpoint, new_tokens))
             for name, kind in ((PLAIN, "plain"), (MICRO, "micro"))
         }
-        urls |= {name: stack.enter_context(serve(bento, timeout=300)).url for name, bento in bentos.items()}
-        contenders = [Contender(name, url) for name, url in urls.items()]
+        for name, bento in bentos.items():
+            server = stack.enter_context(serve(bento, timeout=300))
+            urls[name] = server.url, server.pid
+        contenders = [Contender(name, *at) for name, at in urls.items()]
         for contender in contenders:
-            asked(Contender("warm-up", contender.url), 4, prompts_of(4, seed=2))
+            asked(Contender("warm-up", contender.url, contender.pid), 4, prompts_of(4, seed=2))
         for number in range(rounds):
             for clients in CLIENTS:
                 prompts = prompts_of(max(6, 2 * clients), seed=10 + number)
@@ -166,16 +189,21 @@ def section(contenders: list[Contender], measured: Measured, shape: str) -> str:
         "",
         shape,
         "",
-        "| server | clients | rows/s | p50 [s] | p95 [s] | x unbatched Bento | x FastAPI micro-batching |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| server | clients | rows/s | p50 [s] | p95 [s] | CPU s/row | x unbatched Bento (by CPU) | "
+        "x micro-batching (by CPU) |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for contender in contenders:
         for clients in CLIENTS:
             p50, p95 = np.quantile(contender.latencies[clients], (0.5, 0.95))
             lines.append(
                 f"| {contender.name} | {clients} | {statistics.median(contender.rows[clients]):.2f} | {p50:.2f} | "
-                f"{p95:.2f} | {contender.ratio(found[UNBATCHED], clients):.2f} | "
-                f"{contender.ratio(found[MICRO], clients):.2f} |"
+                f"{p95:.2f} | {statistics.median(contender.cpu[clients]):.3f} | "
+                + " | ".join(
+                    f"{contender.ratio(other, clients):.2f} ({contender.thrift(other, clients):.2f})"
+                    for other in (found[UNBATCHED], found[MICRO])
+                )
+                + " |"
             )
     lines += [
         "",
@@ -193,13 +221,15 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--new-tokens", type=int, default=32, help="of each answer at most")
+    parser.add_argument("--stops", type=float, default=0.03, help="share of tokens that end an answer")
     arguments = parser.parse_args()
     with TemporaryDirectory(prefix="serving-") as folder:
-        checkpoint = student(Path(folder) / "checkpoint", arguments.width, arguments.blocks)
+        checkpoint = student(Path(folder) / "checkpoint", arguments.width, arguments.blocks, arguments.stops)
         found = run(checkpoint, Path(folder) / "store", arguments.rounds, arguments.new_tokens)
     shape = (
         f"A Llama, width {arguments.width}, {arguments.blocks} blocks, vocabulary {VOCABULARY}; prompts of "
-        f"{PROMPT_WORDS[0]} to {PROMPT_WORDS[1]} tokens, answers of at most {arguments.new_tokens}; the median of "
+        f"{PROMPT_WORDS[0]} to {PROMPT_WORDS[1]} tokens, answers of at most {arguments.new_tokens}, "
+        f"which {arguments.stops:.0%} of all tokens end; the median of "
         f"{arguments.rounds} rounds in turns; a prompt a request."
     )
     print(section(*found, shape))

@@ -1,4 +1,4 @@
-"""The served Bento refuses what is bad with a reason, streams what it answers, and keeps to deadlines and to its key."""
+"""The served Bento refuses what is bad with a reason, streams what it answers, and keeps to deadlines and its key."""
 
 import json
 import os

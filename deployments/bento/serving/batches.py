@@ -1,4 +1,4 @@
-"""Continuous batching: prompts join the rows that are being answered, and finished rows leave them, at every step.
+"""Continuous batching: prompts join the rows that are being answered, and finished rows leave them, every few steps.
 
 Prompts of similar length are read together, and rows of similar length are answered together (length buckets), so that
 a short one pays little for the padding of a long one. Orca (Yu et al. 2022) calls it iteration-level scheduling.
@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ from .engines import Engine, Ints, Past
 PROMPT_BUCKET = 2  # prompts whose lengths lie within one power of this are read together
 GROUP_BUCKET = 4  # rows whose lengths lie within one power of this are answered together; a group costs a pass
 SHORTEST = 64  # what is shorter is in one bucket [tokens]
+JOIN_EVERY = 4  # rows join and leave at every so many steps, since it copies what the engine remembers [steps]
 MOST_AT_ONCE = 8192  # read in one pass, padding included, unless one prompt alone is longer [tokens]
 
 log = logging.getLogger("bentoml.student")
@@ -43,6 +45,11 @@ class Row:
     failed: Exception | None = None
     given_up: bool = False  # by who asked: nobody waits for it any more, and its place is free
     since: float = field(default_factory=time.monotonic)
+
+    @property
+    def active(self) -> bool:
+        """Return whether anything is still to be done for it."""
+        return not (self.finished or self.given_up)
 
 
 class Observer(Protocol):
@@ -85,7 +92,7 @@ class Decoder:
     @property
     def running(self) -> int:
         """Return how many rows are being answered."""
-        return sum(len(group.rows) for group in self.groups.values())
+        return sum(row.active for group in list(self.groups.values()) for row in group.rows)
 
     def healthy(self, patience: float) -> bool:
         """Return whether the thread lives, and has nothing to do or did some of it in the last `patience` seconds."""
@@ -99,19 +106,39 @@ class Decoder:
         self.thread.join()
 
     def _run(self) -> None:
+        turn = 0
         while not self._ended:
             with self._changed:
                 self._busy = bool(self._waiting or self.running)
                 while not (self._busy or self._ended):
                     self._changed.wait()
                     self._busy, self.progress = bool(self._waiting), time.monotonic()
-            for rows in self._admitted():
-                self._begin(rows)
+            if turn % JOIN_EVERY == 0 or not self.running:
+                turn = 0
+                self._rearrange()
             for bucket, group in list(self.groups.items()):
                 self.seen.stepped(len(group.rows))
                 self._guarded(group.rows, group.step)
-                self._leave(bucket, group)
+                if not any(row.active for row in group.rows):
+                    del self.groups[bucket]
+            turn += 1
             self.seen.waiting(len(self._waiting), self.running)
+
+    def _rearrange(self) -> None:
+        """Let those who wait join the rows of their bucket, and those leave for whom nothing is left to be done."""
+        together = {bucket: [group] for bucket, group in self.groups.items()}
+        for rows in self._admitted():
+            new = _Group(self.engine, self.stops)
+            self._guarded(rows, partial(new.read, rows, self.pad))
+            together.setdefault(self._group_of(rows[0]), []).append(new)
+        for bucket, groups in together.items():
+            self._guarded([row for group in groups for row in group.rows], partial(self._merge, bucket, groups))
+
+    def _merge(self, bucket: int, groups: list["_Group"]) -> None:
+        self.groups.pop(bucket, None)
+        merged = _merged(self.engine, self.stops, groups)
+        if merged.rows:
+            self.groups[bucket] = merged
 
     def _admitted(self) -> list[list[Row]]:
         """Return the rows that now get a place, oldest first, those to be read together in one list."""
@@ -136,17 +163,6 @@ class Decoder:
     def _group_of(self, row: Row) -> int:
         return _bucket(len(row.prompt) + row.limit, GROUP_BUCKET)
 
-    def _begin(self, rows: list[Row]) -> None:
-        """Read prompts, and let them join the rows of their bucket."""
-        new, bucket = _Group(self.engine, self.stops), self._group_of(rows[0])
-        self._guarded(rows, lambda: new.read(rows, self.pad))
-        group = self.groups.setdefault(bucket, new)
-        if group is not new:
-            self._leave(None, new)  # answers of one token
-            if new.rows:
-                self._guarded([*group.rows, *new.rows], lambda: group.join(new))
-        self._leave(bucket, group)
-
     def _guarded(self, rows: list[Row], work: Callable[[], None]) -> None:
         """Work on rows and tell them; what goes wrong fails them and no others."""
         rows = list(rows)
@@ -159,17 +175,6 @@ class Decoder:
         self.progress = time.monotonic()
         for row in rows:
             row.told(row)
-
-    def _leave(self, bucket: int | None, group: "_Group") -> None:
-        """Take out of a group whom nothing more is to be done for, and the group when it is empty."""
-        stay = [at for at, row in enumerate(group.rows) if not (row.finished or row.given_up)]
-        if stay and len(stay) < len(group.rows):
-            self._guarded([group.rows[at] for at in stay], lambda: group.keep(stay))
-            stay = [at for at, row in enumerate(group.rows) if not row.failed]
-        if not stay:
-            group.rows = []
-            if bucket is not None:
-                del self.groups[bucket]
 
 
 class _Group:
@@ -199,28 +204,34 @@ class _Group:
         best, logprobs, self.past = self.engine.forward(newest, self.mask, self.past)
         self._take(best, logprobs)
 
-    def keep(self, stay: list[int]) -> None:
-        """Leave out the other rows, and the columns that are padding to all that stay."""
-        cut = int(self.mask[stay].argmax(1).min())
-        self.past = self.engine.keep(self.past, stay, cut)
-        self.rows, self.mask = [self.rows[at] for at in stay], self.mask[stay, cut:]
-
-    def join(self, other: "_Group") -> None:
-        """Take in the rows of another group."""
-        sizes = self.mask.shape[1], other.mask.shape[1]
-        pads = max(sizes) - sizes[0], max(sizes) - sizes[1]
-        self.past = self.engine.join(self.past, other.past, pads)
-        masks = [np.pad(g.mask, ((0, 0), (n, 0))) for g, n in zip((self, other), pads, strict=True)]
-        self.rows, self.mask = self.rows + other.rows, np.concatenate(masks)
-
     def _take(self, best: Ints, logprobs: NDArray[np.float32]) -> None:
         for row, token, logprob in zip(self.rows, best.tolist(), logprobs.tolist(), strict=True):
+            if not row.active:
+                continue  # it leaves when rows are rearranged
             if not math.isfinite(logprob):
                 row.failed, row.finished = ArithmeticError("the model computed something that is no number"), True
                 continue
             row.answer.append(token)
             row.logprobs.append(logprob)
             row.finished = token in self.stops or len(row.answer) >= row.limit
+
+
+def _merged(engine: Engine, stops: frozenset[int], groups: list[_Group]) -> _Group:
+    """Return one group of the active rows of some, without columns that are padding to all of them."""
+    stay = [[at for at, row in enumerate(group.rows) if row.active] for group in groups]
+    if len(groups) == 1 and len(stay[0]) in (0, len(groups[0].rows)):
+        groups[0].rows = groups[0].rows if stay[0] else []
+        return groups[0]
+    merged = _Group(engine, stops)
+    parts = [(group, rows) for group, rows in zip(groups, stay, strict=True) if rows]
+    if parts:
+        cuts = [int(group.mask[rows].argmax(1).min()) for group, rows in parts]
+        masks = [group.mask[rows, cut:] for (group, rows), cut in zip(parts, cuts, strict=True)]
+        width = max(mask.shape[1] for mask in masks)
+        merged.mask = np.concatenate([np.pad(mask, ((0, 0), (width - mask.shape[1], 0))) for mask in masks])
+        merged.past = engine.merge([(group.past, rows) for group, rows in parts], width)
+        merged.rows = [group.rows[at] for group, rows in parts for at in rows]
+    return merged
 
 
 def _bucket(length: int, factor: int) -> int:

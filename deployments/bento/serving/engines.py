@@ -24,11 +24,8 @@ class Engine(Protocol):
     def forward(self, tokens: Ints, mask: Ints, past: Past) -> tuple[Ints, NDArray[np.float32], Past]:
         """Take tokens (B, T) with mask (B, S); return the likeliest next ones (B,), log-probabilities and past."""
 
-    def keep(self, past: Past, rows: list[int], cut: int) -> Past:
-        """Return the past of these rows, without its first `cut` columns."""
-
-    def join(self, one: Past, other: Past, pads: tuple[int, int]) -> Past:
-        """Return the past of the rows of both, each with so many columns of padding put before."""
+    def merge(self, parts: list[tuple[Past, list[int]]], width: int) -> Past:
+        """Return the past of these rows of some pasts, `width` columns of it: the newest, or zeros before all."""
 
 
 def engine(checkpoint: Path, vocabulary: int) -> Engine:
@@ -85,24 +82,15 @@ class TorchEngine:
             )
         return best.indices.cpu().numpy(), logprobs.cpu().numpy(), past
 
-    def keep(self, past: Past, rows: list[int], cut: int) -> Past:
-        """Leave out rows and columns, see Engine."""
+    def merge(self, parts: list[tuple[Past, list[int]]], width: int) -> Past:
+        """Put rows together, see Engine."""
         with self.torch.inference_mode():
-            for layer in past.layers:
-                index = self.torch.tensor(rows, device=layer.keys.device)
-                layer.keys = layer.keys.index_select(0, index)[:, :, cut:]
-                layer.values = layer.values.index_select(0, index)[:, :, cut:]
-        return past
-
-    def join(self, one: Past, other: Past, pads: tuple[int, int]) -> Past:
-        """Put the rows of two together, see Engine."""
-        torch, pad = self.torch, self.torch.nn.functional.pad
-        with torch.inference_mode():
-            for a, b in zip(one.layers, other.layers, strict=True):
+            for layers in zip(*(past.layers for past, _ in parts), strict=True):
                 for name in ("keys", "values"):
-                    both = [pad(getattr(x, name), (0, 0, n, 0)) for x, n in zip((a, b), pads, strict=True)]
-                    setattr(a, name, torch.cat(both))
-        return one
+                    arrays = [getattr(layer, name) for layer in layers]
+                    rows = [rows for _, rows in parts]
+                    setattr(layers[0], name, _merged(list(zip(arrays, rows, strict=True)), width))
+        return parts[0][0]
 
 
 class OnnxEngine:
@@ -135,15 +123,23 @@ class OnnxEngine:
         outputs = self.session.run_with_ort_values(self.names, inputs | dict(zip(self.pasts, past, strict=True)))
         return outputs[0].numpy(), outputs[1].numpy(), outputs[2:]
 
-    def keep(self, past: Past, rows: list[int], cut: int) -> Past:
-        """Leave out rows and columns, see Engine."""
-        return [self.value(np.ascontiguousarray(part.numpy()[rows, :, cut:])) for part in past]
+    def merge(self, parts: list[tuple[Past, list[int]]], width: int) -> Past:
+        """Put rows together, see Engine."""
+        arrays = zip(*([value.numpy() for value in past] for past, _ in parts), strict=True)
+        rows = [rows for _, rows in parts]
+        return [self.value(_merged(list(zip(each, rows, strict=True)), width)) for each in arrays]
 
-    def join(self, one: Past, other: Past, pads: tuple[int, int]) -> Past:
-        """Put the rows of two together, see Engine."""
 
-        def padded(part: Any, count: int) -> NDArray[np.float32]:
-            return np.pad(part.numpy(), ((0, 0), (0, 0), (count, 0), (0, 0)))
-
-        pairs = zip(one, other, strict=True)
-        return [self.value(np.concatenate([padded(a, pads[0]), padded(b, pads[1])])) for a, b in pairs]
+def _merged(parts: list[tuple[Any, list[int]]], width: int) -> Any:
+    """Return (rows, H, width, D) of arrays (B, H, S, D), their newest columns at the right and zeros at the left."""
+    first = parts[0][0]
+    shape = (sum(len(rows) for _, rows in parts), first.shape[1], width, first.shape[3])
+    merged = np.empty(shape, first.dtype) if isinstance(first, np.ndarray) else first.new_empty(shape)
+    at = 0
+    for array, rows in parts:
+        kept = min(width, array.shape[2])
+        for row in rows:
+            merged[at, :, : width - kept] = 0
+            merged[at, :, width - kept :] = array[row, :, array.shape[2] - kept :]
+            at += 1
+    return merged

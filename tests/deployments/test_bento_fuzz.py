@@ -1,0 +1,88 @@
+"""2,000 requests made of the service's own OpenAPI, right and wrong: none breaks it, and none harms a neighbour."""
+
+import threading
+from collections import Counter
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings, strategies
+from hypothesis import seed as seeded
+
+schemathesis = pytest.importorskip("schemathesis")
+
+CASES = 500  # of each address and kind
+
+
+@pytest.fixture
+def neighbour(client: httpx.Client) -> Any:
+    """Asks good requests all the while, and returns at the end how many were answered as before."""
+    asked = ["invoice", "printer"]
+    good = [row["response"] for row in client.post("/generate", json={"prompts": asked}).json()]
+    ended, found = threading.Event(), Counter[Any]()
+
+    def ask() -> None:
+        while not ended.is_set():
+            reply = client.post("/generate", json={"prompts": asked})
+            found[reply.status_code, [row["response"] for row in reply.json()] == good] += 1
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+
+    def stop() -> Counter[Any]:
+        ended.set()
+        thread.join()
+        return found
+
+    yield stop
+    stop()
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_2000_requests_made_of_the_openapi_get_an_answer_or_a_4xx_with_a_reason(
+    client: httpx.Client, neighbour: Any
+) -> None:
+    schema = schemathesis.openapi.from_dict(client.get("/openapi.json").json())
+    modes = list(schemathesis.GenerationMode)
+    operations = [operation.ok() for operation in schema.get_all_operations()]
+    assert {operation.path for operation in operations} == {"/generate", "/stream"}
+    statuses: dict[tuple[str, str], Counter[int]] = {}
+    for operation in operations:
+        for mode in modes:
+            statuses[operation.path, mode.value] = _fuzz(client, operation, operation.as_strategy(mode))
+    assert sum(found.total() for found in statuses.values()) >= 4 * CASES
+    for (_, mode), found in statuses.items():
+        assert all(status == 200 or 400 <= status < 500 for status in found), statuses
+        assert found[200] > CASES / 2 if mode == "positive" else found[400] > CASES / 2, statuses
+    assert client.get("/readyz").status_code == 200
+    assert list(neighbour()) == [(200, True)]
+
+
+def _fuzz(client: httpx.Client, operation: Any, cases: strategies.SearchStrategy[Any]) -> Counter[int]:
+    """Send CASES requests and return how often each status came; a bad answer fails with the request that got it."""
+    found = Counter[int]()
+
+    @seeded(0)
+    @settings(
+        max_examples=CASES,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=cases)
+    def send(case: Any) -> None:
+        if found.total() >= CASES:
+            return
+        reply = case.call(base_url=str(client.base_url))
+        found[reply.status_code] += 1
+        assert reply.status_code == 200 or 400 <= reply.status_code < 500
+        if reply.status_code != 200:
+            assert reply.json()["error"]
+
+    while found.total() < CASES:  # Hypothesis ends early where it finds nothing new
+        before = found.total()
+        send()
+        assert found.total() > before
+    return found
