@@ -38,6 +38,7 @@ def result(run: "Run", outcome: str, places: "Places", came_true: Mapping[str, f
         "mixture": {key: found["signals"].get(key) for key in ("rows", "outcomes")} if "signals" in found else None,
         "alignment": found.get("signals", {}).get("alignment"),
         "approval": found.get("approval"),
+        "int8": found.get("bento", {}).get("int8"),
         "bento": found.get("bento", {}).get("tag"),
         "seconds": {name: manifest["seconds"] for name, manifest in manifests.items()},
         "model_seconds": {name: manifest.get("model_seconds", 0.0) for name, manifest in manifests.items()},
@@ -195,12 +196,18 @@ def _told(stage: str, ended: dict[str, Any]) -> str:
     others = {
         "train": _training(ended.get("training") or {}),
         "register": f"version {ended['challenger']}",
-        "bento": str(ended["bento"]),
+        "bento": "; ".join(filter(None, [ended["bento"], _small(ended.get("int8") or {})])),
         "approval": _approval(ended.get("approval") or {}),
         "profile": "the new reference",
         "promote": f"champion is version {ended['champion']}",
     }
     return others[stage]
+
+
+def _small(numbers: dict[str, float]) -> str:
+    """Return in words how 8-bit weights do beside the checkpoint's own; empty where there are none."""
+    told = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in numbers.items())
+    return f"8-bit weights beside the checkpoint: {told}" if told else ""
 
 
 def _approval(said: dict[str, Any]) -> str:

@@ -143,7 +143,10 @@ def shown(run: Run, version: str) -> str:
         f"{f'version {before.version}' if before else 'nothing: it would be the first champion'}.\n\n"
         f"Window {run.request.window}. Verdict: **{judged['outcome']}**. {judged['reason']}\n\n"
     )
-    return head + card.checks(judged)
+    small = run.manifests()["bento"]["result"].get("int8", {})
+    packed = [f"{name.replace('_', ' ')} {value:.3g}" for name, value in small.items()]
+    told = [f"Its Bento has 8-bit weights, beside the checkpoint: {', '.join(packed)}.\n\n"] if packed else []
+    return "".join((head, *told, card.checks(judged)))
 
 
 def tags(run: Run) -> dict[str, str]:
