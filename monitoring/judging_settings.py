@@ -55,7 +55,7 @@ class JudgingSettings(Section):
         f"commas: {', '.join(METRICS)}, or of judging.own_metrics; the others are reported [names]",
     )
     superior: str = Field(
-        "exact_match", description="metric that must be better on the fresh slice; none: none must [name]"
+        "exact_match", description="metric that must be better on the fresh slice; empty: none must be [name]"
     )
     alpha: float = Field(0.05, gt=0, lt=0.5, description="one-sided level of each comparison [probability]")
     min_rows: int = Field(100, ge=10, description="a slice with fewer held-out rows is inconclusive [rows]")
