@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict
 from scipy import stats
+from threadpoolctl import threadpool_limits
 
 from monitoring import budgets as costs
 from monitoring.budgets import Budget as Budget
@@ -104,7 +105,9 @@ def judge(slices: Mapping[str, Slice], settings: JudgingSettings, budgets: Seque
     spent = costs.decide(budgets)
     judged = {name: part for name, part in slices.items() if not _too_small(part, settings)}
     even = fairness(judged, settings) if settings.fairness else []
-    checks = _with_harm([one for name, part in judged.items() for one in _checks(name, part, settings)], settings.alpha)
+    with threadpool_limits(1, "blas"):  # for products this small the threads of BLAS wait for each other
+        checks = [one for name, part in judged.items() for one in _checks(name, part, settings)]
+    checks = _with_harm(checks, settings.alpha)
     outcome, reason = _together(checks, [*even, *spent])
     return Verdict(
         outcome=outcome,

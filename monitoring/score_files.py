@@ -111,7 +111,7 @@ def slices(
 def paired_scores(champion: pd.DataFrame, challenger: pd.DataFrame, settings: JudgingSettings) -> dict[str, Paired]:
     """Return the scores of all rows in each metric that both files have, or have the texts for."""
     sides = [_scores(champion, settings, "first"), _scores(challenger, settings, "second")]
-    for lacks, mine, other in (("second", *sides), ("first", *reversed(sides))):
+    for lacks, mine, other in (("second", sides[0], sides[1]), ("first", sides[1], sides[0])):
         if lacking := sorted(mine.keys() - other.keys()):
             raise InputError(f"the {lacks} file has nothing to make {', '.join(lacking)} of, which the other has")
     if not sides[0]:
