@@ -101,10 +101,8 @@ def paired(rows: pd.DataFrame, measured: Measured, settings: JudgingSettings) ->
         if len(chosen) or metric != "teacher_agreement" or metric in settings.margins:
             champion, challenger = (chosen[f"{model}_{metric}"].to_numpy(np.float64) for model in MODELS)
             found[metric] = Paired(champion, challenger, better)
-    champion, challenger = (
-        rows[[f"{model}_confidence", f"{model}_exact_match"]].to_numpy(np.float64) for model in MODELS
-    )
-    found["calibration_error"] = Paired(champion, challenger)
+    sure, surely = (rows[[f"{model}_confidence", f"{model}_exact_match"]].to_numpy(np.float64) for model in MODELS)
+    found["calibration_error"] = Paired(sure, surely)
     return found
 
 
