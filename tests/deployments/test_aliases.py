@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from deployments import journal
 from deployments.errors import Failure, InputError
+from deployments.journal import Move
 from deployments.registry import Registry, connect
 
 Cutter = Callable[[Registry, int], Registry]
@@ -251,3 +253,16 @@ def test_a_rollback_does_without_a_deleted_older_version(registry: Registry, ser
 def test_a_rollback_without_a_champion_says_so(registry: Registry) -> None:
     with pytest.raises(InputError, match="nothing to roll back to: 'student' has no champion"):
         registry.rollback("worse")
+
+
+def test_of_two_moves_with_one_number_the_store_keeps_the_first_and_tells_the_other(registry: Registry) -> None:
+    """The one compare-and-set that MLflow has, without any lock."""
+    promoted(registry, 1)
+    contenders = [candidate(registry), candidate(registry)]
+    first, second = (Move(2, "promotion", "1", version, "1", None, None, None) for version in contenders)
+    assert journal.claim(registry.client, registry.promotions, first)
+    assert journal.claim(registry.client, registry.promotions, first)  # asked again, as MLflow's client does
+    assert not journal.claim(registry.client, registry.promotions, second)
+    assert [move.to for move in registry.moves()] == ["1", "2"]
+    with pytest.raises(Failure, match=r"version 3 of 'student' was to replace champion 1.*has champion 2 now"):
+        registry.promote("3", "1")
