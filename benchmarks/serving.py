@@ -209,7 +209,7 @@ def section(contenders: list[Contender], measured: Measured, shape: str) -> str:
         "",
         f"The 8-bit engine alone, on {measured.prompts} prompts: decode {measured.decode_speedup:.2f} x, prefill "
         f"{measured.prefill_speedup:.2f} x, {measured.size:.2f} of the size, {measured.same_tokens:.3f} of the tokens "
-        f"and {measured.same_answers:.3f} of the answers are the checkpoint's (whose random weights are hardly ever sure).",
+        f"and {measured.same_answers:.3f} of the answers are the checkpoint's (random weights, hardly ever sure).",
     ]
     return "\n".join(lines)
 

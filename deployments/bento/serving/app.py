@@ -215,7 +215,7 @@ def application(limits: Limits, keyed: bool) -> tuple[FastAPI, Callable[[Desk], 
     app = FastAPI(title="student", docs_url=None, redoc_url=None)
     opened: list[Desk] = []
     model = request_model(limits)
-    security = [{"key": []}] if keyed else []
+    security: list[dict[str, list[str]]] = [{"key": []}] if keyed else []
     options: dict[str, Any] = {
         "responses": {status: {"model": Fault, "description": why} for status, why in REFUSALS.items()},
         "openapi_extra": {

@@ -16,6 +16,7 @@ Ints: TypeAlias = NDArray[np.int64]
 Past: TypeAlias = Any
 
 ONNX = "model.onnx"
+ROOM = 32  # what is remembered is copied when so many more tokens have come [tokens]
 
 
 class Engine(Protocol):
@@ -51,23 +52,20 @@ class TorchEngine:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        self.torch, self.vocabulary = torch, vocabulary
+        self.torch, self.vocabulary, self.layer = torch, vocabulary, _layer_with_room()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = "auto" if device == "cuda" else torch.float32
         self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).to(device).eval()
 
     def forward(self, tokens: Ints, mask: Ints, past: Past) -> tuple[Ints, NDArray[np.float32], Past]:
         """Take one step, see Engine."""
-        from transformers import DynamicCache
-        from transformers.cache_utils import DynamicLayer
-
         torch, device = self.torch, self.model.device
         with torch.inference_mode():
             output = self.model(
                 input_ids=torch.from_numpy(tokens).to(device),
                 attention_mask=torch.from_numpy(mask).to(device),
                 position_ids=torch.from_numpy(positions(mask, tokens.shape[1])).to(device),
-                past_key_values=DynamicCache() if past is None else past,
+                past_key_values=self._nothing() if past is None else past,
                 use_cache=True,
                 logits_to_keep=1,
             )
@@ -75,7 +73,7 @@ class TorchEngine:
             best = scores.max(-1)
             logprobs = best.values - scores.logsumexp(-1)
         past = output.past_key_values
-        if any(type(layer) is not DynamicLayer for layer in getattr(past, "layers", [None])):
+        if any(type(layer) is not self.layer for layer in getattr(past, "layers", [None])):
             raise RuntimeError(
                 f"a {type(self.model).__name__} does not remember its tokens as keys and values, one a token: "
                 "this service cannot put its rows together"
@@ -86,11 +84,49 @@ class TorchEngine:
         """Put rows together, see Engine."""
         with self.torch.inference_mode():
             for layers in zip(*(past.layers for past, _ in parts), strict=True):
-                for name in ("keys", "values"):
-                    arrays = [getattr(layer, name) for layer in layers]
-                    rows = [rows for _, rows in parts]
-                    setattr(layers[0], name, _merged(list(zip(arrays, rows, strict=True)), width))
+                both = (
+                    [(getattr(layer, name), rows) for layer, (_, rows) in zip(layers, parts, strict=True)]
+                    for name in ("keys", "values")
+                )
+                layers[0].fill(*(_merged(each, width, ROOM) for each in both), width)
         return parts[0][0]
+
+    def _nothing(self) -> Past:
+        from transformers import DynamicCache
+
+        past = DynamicCache()
+        past.layer_class_to_replicate = self.layer
+        return past
+
+
+def _layer_with_room() -> Any:
+    """Return transformers' cache of one layer, but with room for more tokens: its own is copied at each of them."""
+    from transformers.cache_utils import DynamicLayer
+
+    class LayerWithRoom(DynamicLayer):  # type: ignore[misc]
+        """Keys and values are the first columns of what is kept."""
+
+        def fill(self, keys: Any, values: Any, size: int) -> None:
+            """Keep arrays (B, H, C, D), of which `size` columns are in use."""
+            self.kept, self.keys, self.values = (keys, values), keys[:, :, :size], values[:, :, :size]
+
+        def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+            """Take in the newest tokens, and return all."""
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+                self.fill(key_states[:, :, :0], value_states[:, :, :0], 0)
+            old, size = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
+            if size > self.kept[0].shape[2]:
+                batch, heads, _, width = key_states.shape
+                shape = (batch, heads, size + ROOM, width)
+                grown = [part.new_empty(shape) for part in (key_states, value_states)]
+                grown[0][:, :, :old], grown[1][:, :, :old] = self.keys, self.values
+                self.kept = tuple(grown)
+            self.kept[0][:, :, old:size], self.kept[1][:, :, old:size] = key_states, value_states
+            self.fill(*self.kept, size)
+            return self.keys, self.values
+
+    return LayerWithRoom
 
 
 class OnnxEngine:
@@ -130,16 +166,19 @@ class OnnxEngine:
         return [self.value(_merged(list(zip(each, rows, strict=True)), width)) for each in arrays]
 
 
-def _merged(parts: list[tuple[Any, list[int]]], width: int) -> Any:
-    """Return (rows, H, width, D) of arrays (B, H, S, D), their newest columns at the right and zeros at the left."""
+def _merged(parts: list[tuple[Any, list[int]]], width: int, room: int = 0) -> Any:
+    """Return (rows, H, width + room, D) of arrays (B, H, S, D).
+
+    Their newest columns stand at the right of `width`, with zeros at the left; the room holds anything.
+    """
     first = parts[0][0]
-    shape = (sum(len(rows) for _, rows in parts), first.shape[1], width, first.shape[3])
+    shape = (sum(len(rows) for _, rows in parts), first.shape[1], width + room, first.shape[3])
     merged = np.empty(shape, first.dtype) if isinstance(first, np.ndarray) else first.new_empty(shape)
     at = 0
     for array, rows in parts:
         kept = min(width, array.shape[2])
         for row in rows:
             merged[at, :, : width - kept] = 0
-            merged[at, :, width - kept :] = array[row, :, array.shape[2] - kept :]
+            merged[at, :, width - kept : width] = array[row, :, array.shape[2] - kept :]
             at += 1
     return merged

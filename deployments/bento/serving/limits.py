@@ -74,7 +74,7 @@ def request_model(limits: Limits) -> type[Asked]:
     most, longest = limits.max_new_tokens, limits.max_latency_ms
     fields: dict[str, Any] = {
         "prompts": (
-            list[prompt],  # type: ignore[valid-type]
+            list[prompt],
             Field(min_length=1, max_length=limits.max_prompts, description="each is answered alone [prompts]"),
         ),
         "max_new_tokens": (int, Field(most, ge=1, le=most, description="an answer ends here at last [tokens]")),

@@ -30,8 +30,8 @@ app, open_for = application(LIMITS, bool(MODEL["api_key_env"]))
 
 
 # BentoML's own time limit only catches what ours does not.
-@bentoml.service(name="student", workers=1, traffic={"timeout": LIMITS.max_latency_ms / 1000 + 30})  # type: ignore[untyped-decorator]
-@bentoml.asgi_app(app, path="/")  # type: ignore[untyped-decorator]
+@bentoml.service(name="student", workers=1, traffic={"timeout": LIMITS.max_latency_ms / 1000 + 30})
+@bentoml.asgi_app(app, path="/")
 class Student:
     """One worker with one model; prompts that wait at the same time are answered in one batch."""
 
