@@ -92,8 +92,9 @@ def build(
 
     Its version is MODEL_VERSION-RETRAIN_ID; one of that name with other content is built anew. `log` gets the
     builder's lines. On `prompts`, which stay outside, onnx-int8 is measured; `expected` are hashes that the checkpoint
-    must have (deployments.verification); `card` is Markdown for its README. Raises InputError for a checkpoint that is not whole or cannot be packed so,
-    or a name that BentoML cannot take, and Failure when the checkpoint is another one or the build fails.
+    must have (deployments.verification); `card` is Markdown for its README. Raises InputError for a checkpoint that is
+    not whole or cannot be packed so, or a name that BentoML cannot take, and Failure when the checkpoint is another one
+    or the build fails.
     """
     checkpoint, home = checkpoint.resolve(), home.resolve()
     _check(checkpoint, settings, prompts)
