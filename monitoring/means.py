@@ -2,7 +2,7 @@
 
 Rows are drawn with replacement, and each resample's mean is divided by its own standard error. That keeps one-sided
 levels to the order 1/n where gains are skewed, as those of likelihoods and overlaps are; percentiles keep them to
-1/sqrt(n) only, and BCa, of the same order on paper, was the more liberal in simulation (benchmarks/RESULTS.md).
+1/sqrt(n) only; BCa, of the same order on paper, missed rare losses more often in simulation (benchmarks/RESULTS.md).
 
 Losses that are rare and large are the ones that a sample may not hold at all, and a bootstrap knows only its sample.
 So two rows are added that were not seen, the largest gain and the largest loss that a score allows (as Agresti and Min,
