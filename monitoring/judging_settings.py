@@ -97,7 +97,9 @@ class JudgingSettings(Section):
         2.0, ge=0, description="largest 95 %% latency, in the champion's; 0: no limit [times]"
     )
     max_size: float = Field(1.5, ge=0, description="largest size on disk, in the champion's; 0: no limit [times]")
-    max_memory: float = Field(1.5, ge=0, description="largest memory peak, in the champion's; 0: no limit [times]")
+    max_memory: float = Field(
+        1.5, ge=0, description="largest memory of the weights, in the champion's; 0: no limit [times]"
+    )
     fairness: bool = Field(
         False,
         description="the gates must also be even over the segments of each meta_ column, by Fairlearn [true, false]",
