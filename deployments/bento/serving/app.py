@@ -201,7 +201,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 REFUSALS = {
     400: "the body is no request, or asks for more than the limits allow",
-    401: "the key is missing or wrong",
+    401: "the key is missing or wrong; it is asked for where the Bento was built with packaging.api_key_env",
     408: "the body did not come in time",
     413: "the body is too long",
     415: "the body is not JSON",
@@ -210,17 +210,15 @@ REFUSALS = {
 }
 
 
-def application(limits: Limits, keyed: bool) -> tuple[FastAPI, Callable[[Desk], None]]:
+def application(limits: Limits) -> tuple[FastAPI, Callable[[Desk], None]]:
     """Return the ASGI application, and a call that opens it for requests to a desk."""
     app = FastAPI(title="student", docs_url=None, redoc_url=None)
     opened: list[Desk] = []
     model = request_model(limits)
-    security: list[dict[str, list[str]]] = [{"key": []}] if keyed else []
     options: dict[str, Any] = {
         "responses": {status: {"model": Fault, "description": why} for status, why in REFUSALS.items()},
         "openapi_extra": {
             "requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}},
-            "security": security,
         },
     }
 

@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parents[1]
 MODEL = json.loads((HERE / "model.json").read_text("utf-8"))
 LIMITS = Limits.of(MODEL)
 PATIENCE = 60.0  # a decoder that has something to do and does none of it for so long is not ready [s]
-app, open_for = application(LIMITS, bool(MODEL["api_key_env"]))
+app, open_for = application(LIMITS)
 
 
 # BentoML's own time limit only catches what ours does not.
