@@ -110,7 +110,7 @@ class PackagingSettings(Section):
         "[share of tokens]",
     )
     agreement_rows: int = Field(
-        64, ge=1, description="onnx-int8 only: held-out prompts on which agreement and speed are measured [rows]"
+        500, ge=1, description="onnx-int8 only: held-out prompts on which agreement and speed are measured [rows]"
     )
     max_batch_size: int = Field(32, ge=1, description="prompts answered in one batch [prompts]")
     max_waiting: int = Field(1024, ge=1, description="when more prompts would wait, a request gets 503 [prompts]")

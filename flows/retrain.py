@@ -152,7 +152,7 @@ def _stages(run: "Run", chosen: settings.Settings, places: "Places", registry: "
         return "held"
     teach.teach(run, places.log, start, teaching)
     student = train.train(run, start, teaching)
-    verdict = judge.judge(run, places.log, student, chosen.judging, teaching, chosen.features.refusal)
+    verdict = judge.judge(run, places.log, student, chosen.judging, teaching, chosen.features.refusal, chosen.packaging)
     version = ship.register(run, registry, student, wiring.tracker(chosen))["version"]
     asks = approve.by_hand(run, chosen.promotion)
     if verdict["outcome"] != "pass" and not (asks and verdict["outcome"] == "inconclusive"):

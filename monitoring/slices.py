@@ -16,8 +16,8 @@ from monitoring.means import Gains, compare_means
 from monitoring.proportions import compare_proportions
 
 Floats = npt.NDArray[np.float64]
-Kind = Literal["fresh", "old", "golden", "teacher_errors", "segment", "lm_eval"]
-KINDS: tuple[Kind, ...] = ("fresh", "old", "golden", "teacher_errors", "segment", "lm_eval")
+Kind = Literal["fresh", "old", "golden", "teacher_errors", "segment", "lm_eval", "packaged"]
+KINDS: tuple[Kind, ...] = ("fresh", "old", "golden", "teacher_errors", "segment", "lm_eval", "packaged")
 CALIBRATION = "calibration_error"
 AGREEMENT = "teacher_agreement"  # may have fewer rows than the slice: those of which the teacher's answer is known
 MAX_VALUES = 50  # a column with more makes no segments
@@ -47,6 +47,8 @@ class Slice:
     teacher_errors   rows on which the champion missed the teacher; chosen by its failures, so any challenger seems
                      better on them: to be kept is little to ask, and the other slices say more
     lm_eval          one task's rows, which have the metric lm_eval alone
+    packaged         the student as it serves beside its own checkpoint, in the champion's place; what of the gates its
+                     answers' text tells
     """
 
     kind: Kind
@@ -109,6 +111,8 @@ def check(name: str, part: Slice, settings: JudgingSettings) -> None:
     wanted = [metric for metric in settings.margins if metric != "lm_eval"]
     if part.kind == "fresh" and settings.superior:
         wanted.append(settings.superior)
+    if part.kind == "packaged":
+        wanted = ["exact_match"]
     for metric in ["lm_eval"] if part.kind == "lm_eval" else wanted:
         if metric not in part.scores:
             raise InputError(f"slice {name!r} has no scores of {metric}, which judging asks for: score its rows")

@@ -5,7 +5,7 @@ judge/verdict.json      the verdict, null for a first champion
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
+from deployments.settings import PackagingSettings
 from distill import harness
 from distill.loaded import Loaded, load
 from monitoring import regression
@@ -22,7 +23,7 @@ from monitoring.budgets import Cost
 from monitoring.feature_settings import REFUSAL
 from monitoring.judging_settings import JudgingSettings
 from monitoring.regression import Paired, Slice, Verdict
-from tasks import budgets, costs, measured, progress, purchases
+from tasks import budgets, costs, measured, packed, progress, purchases
 from tasks.measured import Measured
 from tasks.run import Run, run_stage
 from tasks.segments import segments
@@ -36,21 +37,28 @@ TRAFFIC = ("fresh", "old")  # kinds of slices whose exact match is a result of i
 
 @dataclass(frozen=True)
 class Judged:
-    """What both models showed: scores of the rows, of lm-eval's tasks, and what they take."""
+    """What both models showed: scores of the rows, other slices ready to compare, and what they take."""
 
     slices: list[HeldOut]
     measured: Measured
-    tasks: Mapping[str, Slice]
+    others: Mapping[str, Slice]  # of lm-eval's tasks, and of the packed student
     costs: list[Cost]
 
 
 @task(name="judge", cache_policy=NO_CACHE)
 def judge(
-    run: Run, log: str, student: Path, settings: JudgingSettings, teaching: Teaching, refusal: str = REFUSAL
+    run: Run,
+    log: str,
+    student: Path,
+    settings: JudgingSettings,
+    teaching: Teaching,
+    refusal: str = REFUSAL,
+    packaging: PackagingSettings | None = None,
 ) -> dict[str, Any]:
     """Return the verdict on the challenger, with its and the champion's scores on every slice.
 
-    refusal: pattern of `features.refusal`. Without a champion there is nothing to compare, and it passes.
+    refusal: pattern of `features.refusal`. packaging: how the student will serve; with 8-bit weights these are judged
+    beside the checkpoint. Without a champion there is nothing to compare, and it passes.
     """
     champion = run.request.champion
 
@@ -62,6 +70,10 @@ def judge(
         left_out += unanswered(slices, parts)
         models = _loaded(run, student, teaching)
         judged = _measure(slices, pd.concat(parts, ignore_index=True), models, settings, teaching, refusal)
+        if champion and packaging:
+            fresh = judged.measured.rows[judged.measured.rows["slice"] == slices[0].name]
+            small, taken = packed.measure(student, fresh, packaging, teaching, refusal)
+            judged = replace(judged, others={**judged.others, **small}, costs=[*judged.costs, *taken])
         judged.measured.rows.to_parquet(folder / "scores.parquet", index=False)
         verdict = regression.judge(_pairs(judged, settings), settings, judged.costs) if champion else None
         (folder / "verdict.json").write_text(verdict.model_dump_json(indent=1) if verdict else "null")
@@ -74,6 +86,7 @@ def judge(
         inputs={
             "challenger": str(student),
             "champion": champion.digest if champion else None,
+            "packaging": packaging.format if packaging else None,
             **run.request.judged_by,
         },
         settings=settings,
@@ -130,7 +143,7 @@ def _tasks(models: Mapping[str, Loaded], settings: JudgingSettings, teaching: Te
 
 
 def _pairs(judged: Judged, settings: JudgingSettings) -> dict[str, Slice]:
-    """Return what is compared: each slice of rows, the segments of the fresh one, and lm-eval's tasks."""
+    """Return what is compared: each slice of rows, the segments of the fresh one, and the others."""
     rows, found = judged.measured.rows, {}
     for part in judged.slices:  # one without rows stays in: it is inconclusive, and says so
         own = rows[rows["slice"] == part.name]
@@ -138,7 +151,7 @@ def _pairs(judged: Judged, settings: JudgingSettings) -> dict[str, Slice]:
     fresh = rows[rows["slice"] == judged.slices[0].name]
     for name, column, chosen in segments(fresh):
         found[name] = Slice("segment", measured.paired(fresh[chosen], judged.measured, settings), column)
-    return found | dict(judged.tasks)
+    return found | dict(judged.others)
 
 
 def _result(verdict: Verdict | None, judged: Judged) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from deployments.bento.build import build
-from deployments.bento.serving.limits import fault
 from deployments.bento.smoke import smoke_test
 from deployments.errors import Failure, InputError
 from deployments.registry import Registry
@@ -23,7 +22,7 @@ from deployments.tracking import Tracker, track
 from deployments.verification import file_hash, hashes, verify_checkpoint
 from distill.settings import StudentSettings
 from distill.training.steplog import PARTS
-from tasks import approve, card, costs
+from tasks import approve, card, costs, packed
 from tasks.limit import one_at_a_time
 from tasks.plan import WINDOW_FILE
 from tasks.run import Run, code_revision, run_stage
@@ -210,8 +209,7 @@ def _smoke_rows(run: Run, count: int, settings: PackagingSettings) -> tuple[list
     """Return held-out prompts that a service takes, and the challenger's answers to them, as scored by the judge."""
     scores = pd.read_parquet(run.stage("judge") / "scores.parquet")
     fresh = scores[scores["slice"] == scores["slice"].iloc[0]]
-    taken = [fault(prompt) is None and len(prompt) <= settings.max_prompt_chars for prompt in fresh["prompt"]]
-    rows = fresh[taken].head(count)
+    rows = packed.servable(fresh, settings).head(count)
     return rows["prompt"].tolist(), rows["challenger_response"].tolist()
 
 

@@ -24,10 +24,8 @@ from typing import Any
 
 from deployments import process
 from deployments.bento import onnx_graph
-from deployments.bento.quantised import Measured, measure
-from deployments.bento.serving.engines import ONNX
+from deployments.bento.quantised import Measured, measure, write
 from deployments.bento.serving.files import digests
-from deployments.bento.serving.text import Text
 from deployments.errors import Failure, InputError
 from deployments.settings import PackagingSettings
 from deployments.verification import verify_checkpoint
@@ -262,9 +260,8 @@ def _fill(context: Path, checkpoint: Path, model: Mapping[str, Any]) -> None:
         if file.name in CHECKPOINT_FILES or (file.suffix == ".safetensors" and not small):
             _link(file.resolve(), context / "checkpoint" / file.name)
     if small:
-        longest = model["max_prompt_tokens"] + model["max_new_tokens"]
-        vocabulary = Text(checkpoint, model["max_prompt_tokens"]).vocabulary
-        onnx_graph.write(checkpoint, context / "checkpoint" / ONNX, vocabulary=vocabulary, longest=longest)
+        limits = {name: model[name] for name in ("max_prompt_tokens", "max_new_tokens")}
+        write(checkpoint, context / "checkpoint", **limits)
     about = {**model, "files": digests(context / "checkpoint")}
     (context / "model.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", "utf-8")
 

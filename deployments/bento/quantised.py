@@ -9,6 +9,7 @@ from statistics import median
 
 import numpy as np
 
+from deployments.bento import onnx_graph
 from deployments.bento.serving.engines import ONNX, Engine, Ints, OnnxEngine, TorchEngine
 from deployments.bento.serving.text import Text
 from deployments.errors import InputError
@@ -41,6 +42,12 @@ class Measured:
     def from_json(cls, text: str) -> "Measured":
         """Return what `to_json` wrote."""
         return cls(**json.loads(text))
+
+
+def write(checkpoint: Path, folder: Path, *, max_prompt_tokens: int, max_new_tokens: int) -> None:
+    """Write a checkpoint's decoder with 8-bit weights; InputError for an architecture that cannot be written so."""
+    vocabulary = Text(checkpoint, max_prompt_tokens).vocabulary
+    onnx_graph.write(checkpoint, folder / ONNX, vocabulary=vocabulary, longest=max_prompt_tokens + max_new_tokens)
 
 
 def measure(
