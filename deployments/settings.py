@@ -100,7 +100,7 @@ class PackagingSettings(Section):
     format: Literal["torch", "onnx-int8"] = Field(
         "torch",
         description="torch: the checkpoint's own weights; onnx-int8: 8-bit weights for CPUs by ONNX Runtime, whose "
-        "answers may differ",
+        "answers may differ [torch, onnx-int8]",
     )
     min_agreement: float = Field(
         0.9,

@@ -158,8 +158,12 @@ def _stages(run: "Run", chosen: settings.Settings, places: "Places", registry: "
     if verdict["outcome"] != "pass" and not (asks and verdict["outcome"] == "inconclusive"):
         return "rejected" if verdict["outcome"] == "fail" else "held"
     ship.package(run, version, student, places.bentos, chosen.packaging, chosen.student)
-    if asks and (said := approve.approval(run, version, chosen.promotion)) != "approved":
+    said = approve.approval(run, version, chosen.promotion) if asks else "approved"
+    if said == "refused":
+        ship.refuse(run, registry, version)
+    if said != "approved":
         return "rejected" if said == "refused" else "held"
+    ship.check_files(run, student)
     profile.profile(run, places.log, student, watching, chosen.probe, teaching)
     ship.promote(run, registry, version, wiring.tracker(chosen))
     return "promoted"

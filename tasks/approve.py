@@ -55,8 +55,9 @@ def asked_before(retrain_id: str, registry: Registry, runs: Path, changing: dict
         raise InputError(f"there is no retrain {retrain_id!r} in {str(runs)!r}; those that wait for approval: {held}")
     run = plan.open_run(runs / retrain_id)
     base, serving = run.request.champion, registry.champion()
-    done = run.result()
-    if (done is None or done["outcome"] == "held") and (base and base.version) != (serving and serving.version):
+    done, own = run.result(), serving is not None and serving.tags.get("retrain_id") == retrain_id
+    replaced = (base and base.version) != (serving and serving.version) and not own  # own: killed after its promotion
+    if replaced and (done is None or done["outcome"] == "held"):
         raise InputError(
             f"retrain {retrain_id} was judged against {f'version {base.version}' if base else 'no champion'}, the "
             f"champion now is {f'version {serving.version}' if serving else 'none'}: --again judges against that one"
@@ -70,8 +71,8 @@ def asked_before(retrain_id: str, registry: Registry, runs: Path, changing: dict
 
 
 def by_hand(run: Run, settings: PromotionSettings) -> bool:
-    """Return whether a person decides: because settings say so, or because one has done it already."""
-    return settings.approval == "manual" or run.stage(STAGE).is_dir()
+    """Return whether a person decides: because settings say so or did when it was asked, or because one has done it."""
+    return settings.approval == "manual" or run.stage(STAGE).is_dir() or (run.folder / WAITING).is_file()
 
 
 def approval(run: Run, version: str, settings: PromotionSettings) -> Said:
@@ -80,7 +81,13 @@ def approval(run: Run, version: str, settings: PromotionSettings) -> Said:
     Without a Prefect server nobody could answer: then it does not wait.
     """
     if run.stage(STAGE).is_dir():
-        return _said(read_json(run.stage(STAGE) / "manifest.json")["result"])
+        given = read_json(run.stage(STAGE) / "manifest.json")
+        if given["inputs"]["verdict_sha256"] != _verdict_digest(run):
+            raise Failure(
+                f"retrain {run.request.retrain_id} was answered on another verdict than its judge/verdict.json has "
+                f"now: somebody has changed one of the two; --again makes a new retrain"
+            )
+        return _said(given["result"])
     command = f"python -m flows.retrain --approve {run.request.retrain_id}"
     logger = get_run_logger()
     if not PREFECT_API_URL.value():
@@ -150,11 +157,12 @@ def shown(run: Run, version: str) -> str:
 
 
 def tags(run: Run) -> dict[str, str]:
-    """Return by whom a version was let through, as registry tags."""
+    """Return by whom a version was let through or refused, as registry tags."""
     if not run.stage(STAGE).is_dir():
         return {"approval": "auto"}
     said = read_json(run.stage(STAGE) / "manifest.json")["result"]
-    found = {"approval": "person", "approved_by": said["by"], "approved_at": said["at"], "approval_note": said["note"]}
+    how, done = ("person", "approved") if said["approved"] else ("refused", "refused")
+    found = {"approval": how, f"{done}_by": said["by"], f"{done}_at": said["at"], "approval_note": said["note"]}
     return {key: value for key, value in found.items() if value}
 
 
@@ -164,10 +172,12 @@ def _said(result: Mapping[str, Any]) -> Said:
 
 def _write(run: Run, approved: bool, by: str, note: str) -> dict[str, Any]:
     """Keep the answer, with the digest of the verdict that it was given on."""
-    verdict = run.stage("judge") / "verdict.json"
     said = {"approved": approved, "by": by, "note": note, "at": datetime.now(UTC).isoformat(timespec="seconds")}
-    inputs = {"verdict_sha256": hashlib.sha256(verdict.read_bytes()).hexdigest()}
-    return run_stage(run, STAGE, lambda _: said, inputs=inputs)
+    return run_stage(run, STAGE, lambda _: said, inputs={"verdict_sha256": _verdict_digest(run)})
+
+
+def _verdict_digest(run: Run) -> str:
+    return hashlib.sha256((run.stage("judge") / "verdict.json").read_bytes()).hexdigest()
 
 
 @contextmanager
@@ -190,13 +200,13 @@ def _resumed(run: Run, by: str, note: str) -> bool:
         waiting = json.loads((run.folder / WAITING).read_text("utf-8"))
     except FileNotFoundError:
         return False
+    if run.is_free():  # nobody is at work on it: what waited has died
+        return False
     if PREFECT_API_URL.value() != waiting["api"]:
         raise Failure(
             f"retrain {run.request.retrain_id} waits for its answer on the Prefect server {waiting['api']}: set "
             "PREFECT_API_URL to it, or answer in its UI"
         )
-    if run.is_free():  # nobody is at work on it: what waited has died
-        return False
     try:
         resume_flow_run(UUID(waiting["flow_run"]), run_input={"approve": True, "by": by, "note": note})
     except (NotPausedError, FlowPauseTimeout, ObjectNotFound):

@@ -78,7 +78,7 @@ def _verdict(found: Mapping[str, Any]) -> str:
     told = f"**{judged['outcome']}**: {judged['reason']}."
     if said:
         note = f": {said['note']}" if said["note"] else ""
-        told += f" {'Approved' if said['approved'] else 'Refused'} by {said['by']} at {said['at']}{note}."
+        told += _cell(f" {'Approved' if said['approved'] else 'Refused'} by {said['by']} at {said['at']}{note}.")
     if judged["harmed"]:
         told += f" Surely worse than before, if only by less than the margin: {', '.join(judged['harmed'])}."
     return f"{told}\n\n{checks(judged)}"

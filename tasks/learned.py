@@ -15,7 +15,7 @@ from monitoring.features import texts
 from monitoring.segments import MAX_VALUES, MISSING, PREFIX
 from monitoring.settings import TrafficSettings
 from monitoring.traffic import Window
-from tasks.plan import WINDOW_FILE
+from tasks.plan import GOLDEN_FILE, WINDOW_FILE
 from tasks.run import Run, read_json
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def learned_rows(run: Run, log: str, settings: "Teaching") -> pd.DataFrame:
     """Return the rows of the window to learn from and then those of windows its champion learned from, none held out.
 
     They have `window`, where they come from, `replay`, `segment`, what the replay was drawn over, and `held_before`:
-    whether they, or others with their prompt, are of an earlier teacher-error set, which no replay is drawn from.
+    whether they, or others with their prompt, are of an earlier teacher-error set or of the golden set, which are judged
+    by and no replay is drawn from.
     """
     frame = pd.read_parquet(run.folder / WINDOW_FILE)
     window = _not_held_out(frame, settings.traffic).assign(window=run.request.window)
@@ -45,7 +46,7 @@ def learned_rows(run: Run, log: str, settings: "Teaching") -> pd.DataFrame:
     pool = pd.concat([window.head(0), *earlier]).drop_duplicates("request_id")
     held = held_before(run)
     known = pd.concat([window, pool])
-    prompts = known.loc[known["request_id"].isin(held), "prompt"]
+    prompts = {*known.loc[known["request_id"].isin(held), "prompt"], *golden_prompts(run)}
     window = window.assign(held_before=window["request_id"].isin(held) | window["prompt"].isin(prompts))
     pool = pool[~pool["request_id"].isin([*frame["request_id"], *held]) & ~pool["prompt"].isin(prompts)]
     both = pd.concat([window, pool.assign(held_before=False)], ignore_index=True)
@@ -60,6 +61,12 @@ def learned_rows(run: Run, log: str, settings: "Teaching") -> pd.DataFrame:
     )
     rows = pd.concat([both.iloc[: len(window)], pool.iloc[chosen]], ignore_index=True)
     return rows.assign(replay=np.arange(len(rows)) >= len(window))
+
+
+def golden_prompts(run: Run) -> set[str]:
+    """Return the prompts of the golden set; none where there is no such set."""
+    file = run.folder / GOLDEN_FILE
+    return set(pd.read_parquet(file, columns=["prompt"])["prompt"]) if file.is_file() else set()
 
 
 def held_before(run: Run) -> set[str]:

@@ -144,6 +144,23 @@ def package(
     return result
 
 
+@task(name="refuse", cache_policy=NO_CACHE)
+def refuse(run: Run, registry: Registry, version: str) -> None:
+    """Say in the registry who refused a challenger."""
+    registry.tag(version, approve.tags(run))
+
+
+def check_files(run: Run, student: Path) -> None:
+    """Raise Failure when the student or its Bento is not what was judged and packed: a person may have taken days."""
+    verify_checkpoint(student, registered_hashes(run))
+    bento = Path(run.manifests()["bento"]["result"]["path"])
+    if not (bento / "bento.yaml").is_file():
+        raise Failure(
+            f"the Bento of retrain {run.request.retrain_id} is gone from {str(bento)!r}: delete "
+            f"{str(run.stage('bento'))!r} and give the same command again, it is packed anew"
+        )
+
+
 @task(name="promote", cache_policy=NO_CACHE)
 def promote(run: Run, registry: Registry, version: str, tracker: Tracker | None = None) -> dict[str, Any]:
     """Make the challenger the champion, unless another one took the place since the request was made.
@@ -161,10 +178,11 @@ def promote(run: Run, registry: Registry, version: str, tracker: Tracker | None 
             )
         later = list(_later_metrics(run))
         registry.add(run.manifests()["register"]["result"]["run_id"], later)
-        registry.tag(version, approve.tags(run))
         with one_at_a_time(run.request.student):
             verify_checkpoint(registry.fetch(version, run.folder.parent.parent / "checkpoints"), found.tags)
             registry.promote(version, expected=before.version if before else None)
+        registry.tag(version, approve.tags(run))
+        registry.describe(version, card.written(run, run.stage("train") / "student"))
         # As a run of its own: what is written offline cannot be gone on with.
         tracked = _track(tracker if later else None, run, "-profile", {}, later, folder / "wandb")
         return {"champion": version, "previous": before.version if before else None, **tracked}

@@ -66,8 +66,17 @@ def _bento(arguments: argparse.Namespace) -> Iterator[Bento]:
         yield _built(arguments, Path(home))
 
 
+def _prompts(file: Path) -> list[str]:
+    try:
+        return file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"--prompts {str(file)!r} cannot be read ({error}): give a text file, a prompt a line"
+        ) from None
+
+
 def _built(arguments: argparse.Namespace, home: Path) -> Bento:
-    prompts = Path(arguments.prompts).read_text("utf-8").splitlines() if arguments.prompts else []
+    prompts = _prompts(Path(arguments.prompts)) if arguments.prompts else []
     return build(
         Path(arguments.source),
         student=arguments.student,
