@@ -177,13 +177,17 @@ def _nothing_given(options: Namespace) -> bool:
     return not (options.config or options.window or options.force or options.again or options.approve)
 
 
-def _check_approval(options: Namespace) -> None:
-    """Raise SettingsError for options that do not go together."""
+def _check_approval(options: Namespace, chosen: settings.Settings) -> None:
+    """Raise SettingsError for options that do not go together, InputError for a retrain that is not there."""
     others = [name for name in ("window", "force", "again") if getattr(options, name)]
     if options.approve and others:
         raise settings.SettingsError(f"--approve names a retrain, --{others[0]} asks for one: give one of the two")
     if (options.by or options.note) and not options.approve:
         raise settings.SettingsError("--by and --note say who approves and why: give --approve RETRAIN_ID as well")
+    if options.approve:  # before a workspace or a registry is made
+        from tasks import approve
+
+        approve.require(options.approve, Path(chosen.workspace).expanduser().absolute() / "runs")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -218,7 +222,7 @@ def main(argv: Sequence[str]) -> int:
         )
     else:
         cli.check(chosen, options.window)
-        _check_approval(options)
+        _check_approval(options, chosen)
         config = None if options.config is None else str(Path(options.config).absolute())
         result = retrain(
             config,

@@ -45,14 +45,19 @@ class Answer(RunInput):
     note: str = Field("", max_length=1000, description="why, for the registry")
 
 
+def require(retrain_id: str, runs: Path) -> None:
+    """Raise InputError, with those that wait for approval, when there is no such retrain."""
+    if not (runs / retrain_id / "request.json").is_file():
+        held = ", ".join(waiting(runs)[:5]) or "none"
+        raise InputError(f"there is no retrain {retrain_id!r} in {str(runs)!r}; those that wait for approval: {held}")
+
+
 def asked_before(retrain_id: str, registry: Registry, runs: Path, changing: dict[str, Any]) -> Run:
     """Return the run of an earlier retrain, for its challenger to be approved.
 
     Raises InputError when there is no such retrain, or its champion or its settings are not those of today.
     """
-    if not (runs / retrain_id / "request.json").is_file():
-        held = ", ".join(waiting(runs)[:5]) or "none"
-        raise InputError(f"there is no retrain {retrain_id!r} in {str(runs)!r}; those that wait for approval: {held}")
+    require(retrain_id, runs)
     run = plan.open_run(runs / retrain_id)
     base, serving = run.request.champion, registry.champion()
     done, own = run.result(), serving is not None and serving.tags.get("retrain_id") == retrain_id

@@ -28,8 +28,8 @@ def learned_rows(run: Run, log: str, settings: "Teaching") -> pd.DataFrame:
     """Return the rows of the window to learn from and then those of windows its champion learned from, none held out.
 
     They have `window`, where they come from, `replay`, `segment`, what the replay was drawn over, and `held_before`:
-    whether they, or others with their prompt, are of an earlier teacher-error set or of the golden set, which are judged
-    by and no replay is drawn from.
+    whether they, or others with their prompt, are of an earlier teacher-error set or of the golden set, which are
+    judged by and no replay is drawn from.
     """
     frame = pd.read_parquet(run.folder / WINDOW_FILE)
     window = _not_held_out(frame, settings.traffic).assign(window=run.request.window)

@@ -94,6 +94,13 @@ def _built(arguments: argparse.Namespace, home: Path) -> Bento:
     )
 
 
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share: give a number from 0 to 1")
+    return value
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m deployments.bento", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -120,7 +127,7 @@ def _arguments() -> argparse.Namespace:
         build_options.add_argument("--max-prompt-tokens", type=int, default=512, help="[tokens] (default: %(default)s)")
         build_options.add_argument("--max-new-tokens", type=int, default=64, help="[tokens] (default: %(default)s)")
         build_options.add_argument("--format", choices=("torch", "onnx-int8"), default=made.format)
-        build_options.add_argument("--min-agreement", type=float, default=made.min_agreement, metavar="SHARE")
+        build_options.add_argument("--min-agreement", type=_share, default=made.min_agreement, metavar="SHARE")
         build_options.add_argument("--prompts", metavar="FILE", help="a prompt a line, to measure onnx-int8 on")
         build_options.add_argument("--api-key-env", default="", metavar="NAME", help="variable that holds the key")
     return parser.parse_args()

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -84,6 +85,15 @@ class TestWithoutAServer:
         workspace, ended = held
         with pytest.raises(InputError, match="was promoted already, as version 1"):
             retrain(str(workspace.config), approve=ended["retrain_id"])
+
+    def test_an_approval_that_was_killed_after_its_promotion_is_completed_by_the_same_command(self, held: Any) -> None:
+        workspace, ended = held
+        run = workspace.folder / "runs" / ended["retrain_id"]
+        (run / "result.json").unlink()
+        shutil.rmtree(run / "promote")
+        done = retrain(str(workspace.config), approve=ended["retrain_id"], by="Grace")
+        assert (done["outcome"], done["champion"]) == ("promoted", "1")
+        assert tags_of(workspace, "1")["approved_by"] == "Ada", "what was said first stays said"
 
     def test_an_inconclusive_verdict_is_held_and_can_be_approved(self, held: Any) -> None:
         workspace, _ = held
@@ -209,6 +219,8 @@ class TestOnAServer:
         assert ended["outcome"] == "rejected"
         assert ended["reason"].startswith("refused by Ada")
         assert champion_of(workspace) is None
+        tags = tags_of(workspace, ended["challenger"])
+        assert (tags["approval"], tags["refused_by"], tags["approval_note"]) == ("refused", "Ada", "not this week")
         with pytest.raises(InputError, match="was refused by 'Ada'"):
             retrain(str(workspace.config), approve=ended["retrain_id"])
 
@@ -250,10 +262,9 @@ class TestOnAServer:
         with asking(server, workspace):
             (waiting,) = (workspace.folder / "runs").glob("*/waiting.json")
         assert waiting.is_file(), "the process was killed and could not take it away"
-        options = ("--approve", waiting.parent.name, "--by", "Ada", "--json")
-        done = subprocess.run(
-            workspace.command(*options), env=server.environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout.splitlines()[-1])["outcome"] == "promoted"
+        without_asking = {"promotion": {"approval": "auto"}}
+        assert retrain(str(workspace.config), overrides=without_asking)["outcome"] == "held", "it had been asked"
+        assert champion_of(workspace) is None
+        done = retrain(str(workspace.config), approve=waiting.parent.name, by="Ada")  # and without that server
+        assert done["outcome"] == "promoted"
         assert not waiting.exists()
