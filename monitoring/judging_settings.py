@@ -15,17 +15,22 @@ Better = Literal["higher", "lower"]
 
 @dataclass(frozen=True)
 class Metric:
-    """What a metric of a row says; `margin` None: `judging.margin`."""
+    """What a metric of a row says; `margin` None: `judging.margin`. A row gains or loses `bound` at most."""
 
     better: Better
     unit: str
     margin: float | None = None
+    bound: float = 1.0
 
+
+# A likelihood has no end, and one row could lose more than all others gain; a row counts by no more than what a blind
+# guess among 160,000 tokens costs. What that takes: some 720 rows for a margin of 0.05 nats, and 290 for a segment's.
+LIKELIHOOD_BOUND = 12.0  # [nats/token]
 
 METRICS = {
     "exact_match": Metric("higher", "share"),  # the response is the target
     "token_f1": Metric("higher", "share"),  # words in common with the target
-    "negative_log_likelihood": Metric("lower", "nats/token", 0.05),  # of the target, a token
+    "negative_log_likelihood": Metric("lower", "nats/token", 0.05, LIKELIHOOD_BOUND),  # of the target, a token
     "teacher_agreement": Metric("higher", "share"),  # the response is the teacher's
     "calibration_error": Metric("lower", "share"),  # of the confidences, over all rows of a slice
     "refusal_rate": Metric("lower", "share"),  # the response is a refusal
