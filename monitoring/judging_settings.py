@@ -147,9 +147,26 @@ class JudgingSettings(Section):
                 if name not in known:
                     nearest = get_close_matches(name, known, 1, 0.0)[0]
                     raise ValueError(f"{key}: {name!r} is no metric; the nearest is {nearest}")
+        self._check_margins()
         if self.superior in ("calibration_error", "lm_eval"):
             raise ValueError(f"superior: {self.superior} cannot be it: name a metric of single rows of the fresh slice")
         return self
+
+    def _check_margins(self) -> None:
+        """Refuse margins as large as all that a row can lose: such a gate would hold whatever a challenger does."""
+        named = {_split(gate)[0] for gate in self.gates if _split(gate)[1] is not None}
+        for name, margin in self.margins.items():
+            if name not in METRICS:
+                continue  # what a row of one's own can lose is known when it is loaded
+            bound = METRICS[name].bound
+            place = f"gates: {name}={margin:g}" if name in named else f"margin = {margin:g} of the gate {name}"
+            if margin >= bound:
+                raise ValueError(f"{place} would let everything pass, a row cannot lose more than {bound:g}: lower it")
+            if name != "lm_eval" and margin * self.segment_factor >= bound:
+                raise ValueError(
+                    f"{place} times segment_factor = {self.segment_factor:g} is {margin * self.segment_factor:g}, and "
+                    f"a row of a segment cannot lose more than {bound:g}: lower one of them"
+                )
 
     @property
     def margins(self) -> dict[str, float]:

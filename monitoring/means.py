@@ -11,6 +11,7 @@ bound is above the one that a sample without such a loss allows: rows that lose 
 with chance (1 - q)^rows (rule of three; Hanley and Lippman-Hand, JAMA 249 (1983), 1743-1745). All this is worth what
 `reach` is: it has to be what a score allows, known beforehand. With the largest gain seen in its place, as where a
 metric is only reported, bounds hold for rows like those seen, and miss rare large losses far more often than alpha.
+Upper bounds, on which no pass depends, are the bootstrap's alone.
 
 Beyond 1,024 rows, random groups of rows are resampled instead of rows: a sum of independent rows is as good a row, and
 the skewness of the mean, which is what a bootstrap corrects for, stays what it is. So time and memory are bounded.

@@ -103,7 +103,7 @@ def test_gates_come_from_the_settings_file_and_options_go_before_it(saved: Saved
     frame = answers()
     worse = changed(frame, 0.1, "x")
     config = tmp_path / "redistill.toml"
-    config.write_text('[judging]\ngates = ["exact_match=0.5"]\n')
+    config.write_text('[judging]\ngates = ["exact_match=0.3"]\n')
     assert regression_command.main(["--config", str(config), *saved(frame, worse)]) == 0
     assert regression_command.main(["--config", str(config), "--gates", "exact_match", *saved(frame, worse)]) == 1
 

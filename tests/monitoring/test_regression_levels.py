@@ -198,8 +198,8 @@ def test_groups_of_rows_give_the_bounds_of_rows(monkeypatch: pytest.MonkeyPatch)
 def test_equal_scores_differ_by_exactly_nothing_and_bounds_never_leave_the_scale() -> None:
     assert means(np.zeros(200), reach=0.0) == (0.0, 0.0, 1.0)
     lower, upper, p = means(np.zeros(100), -0.02)
-    assert lower <= -0.02, "of shares 100 equal rows show little: 2 % of them could be lost unseen"
-    assert (upper, p > ALPHA) == (pytest.approx(-lower, rel=0.1), True)
+    assert lower == pytest.approx(-0.0295, abs=1e-4), "0.0295 of rows are missed by 100 with chance 0.05"
+    assert (0.01 < upper < 0.03, p > ALPHA) == (True, True)
     assert means(np.zeros(1000), -0.02)[0] > -0.02
     lower, upper, _ = means(np.array([-1.0, 1.0]))
     assert -1 <= lower <= upper <= 1
