@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy import special, stats
 
 from benchmarks.machine import machine
-from monitoring.judging_settings import JudgingSettings
+from monitoring.judging_settings import LIKELIHOOD_BOUND, JudgingSettings
 from monitoring.means import Gains, compare_means
 from monitoring.proportions import p_not_above, score
 
@@ -25,6 +25,9 @@ Floats = npt.NDArray[np.float64]
 
 MARGIN, ALPHA = JudgingSettings().margin, JudgingSettings().alpha
 CHANGED = (0.01, 0.02, 0.05, 0.10, 0.20)  # share of rows on which the models differ
+BOUND = LIKELIHOOD_BOUND
+# The mean of a lognormal variable of which nothing counts beyond the bound.
+BOUNDED = float(np.exp(0.5) * special.ndtr(np.log(BOUND) - 1) + BOUND * special.ndtr(-np.log(BOUND)))
 WAYS = ("Student's t", "percentile", "BCa", "studentised", "ours")
 
 
@@ -92,13 +95,18 @@ def _rare(rng: np.random.Generator, rows: int, runs: int) -> tuple[Floats, float
 
 
 def _likelihoods(rng: np.random.Generator, rows: int, runs: int) -> tuple[Floats, float]:
-    """Losses of a likelihood, skewed to one side."""
-    return -rng.lognormal(0, 1, (rows, runs)), -float(np.exp(0.5))
+    """Losses of a likelihood, skewed to one side, each up to the bound."""
+    return -np.minimum(rng.lognormal(0, 1, (rows, runs)), BOUND), -BOUNDED
 
 
 def _gains(rng: np.random.Generator, rows: int, runs: int) -> tuple[Floats, float]:
     """The same to the other side."""
-    return rng.lognormal(0, 1, (rows, runs)), float(np.exp(0.5))
+    return np.minimum(rng.lognormal(0, 1, (rows, runs)), BOUND), BOUNDED
+
+
+def _forgotten(chance: float, nats: float) -> Callable[[np.random.Generator, int, int], tuple[Floats, float]]:
+    """A few rows lose many nats, in the mean the margin, and nothing else changes: a sample may hold none of them."""
+    return lambda rng, rows, runs: (np.where(rng.random((rows, runs)) < chance, -nats, 0.0), -chance * nats)
 
 
 def _even(rng: np.random.Generator, rows: int, runs: int) -> tuple[Floats, float]:
@@ -110,6 +118,8 @@ WORLDS: dict[str, Callable[[np.random.Generator, int, int], tuple[Floats, float]
     "rare losses": _rare,
     "likelihoods, skewed down": _likelihoods,
     "likelihoods, skewed up": _gains,
+    "likelihoods, 1 % lose 5 nats": _forgotten(0.01, 5.0),
+    "likelihoods, 0.5 % lose 10 nats": _forgotten(0.005, 10.0),
     "even": _even,
 }
 
@@ -134,10 +144,7 @@ def missed(world: str, rows: int, runs: int, resamples: int = 2000) -> dict[str,
         "BCa": _bca(means, left, shift),
         "studentised": (means - error * ratio[-rank], means - error * ratio[rank - 1]),
     }
-    gains = {
-        str(run): Gains(values[:, run], 1.0 if "likelihoods" not in world else float(np.abs(values[:, run]).max()))
-        for run in range(runs)
-    }
+    gains = {str(run): Gains(values[:, run], BOUND if "likelihoods" in world else 1.0) for run in range(runs)}
     ours = compare_means(gains, dict.fromkeys(gains, truth), ALPHA, resamples, 0).values()
     found["ours"] = np.array([one.lower for one in ours]), np.array([one.upper for one in ours])
     return {

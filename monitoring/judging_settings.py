@@ -15,17 +15,22 @@ Better = Literal["higher", "lower"]
 
 @dataclass(frozen=True)
 class Metric:
-    """What a metric of a row says; `margin` None: `judging.margin`."""
+    """What a metric of a row says; `margin` None: `judging.margin`. A row gains or loses `bound` at most."""
 
     better: Better
     unit: str
     margin: float | None = None
+    bound: float = 1.0
 
+
+# A likelihood has no end, and one row could lose more than all others gain; a row counts by no more than what a blind
+# guess among 160,000 tokens costs. What that takes: some 720 rows for a margin of 0.05 nats, and 290 for a segment's.
+LIKELIHOOD_BOUND = 12.0  # [nats/token]
 
 METRICS = {
     "exact_match": Metric("higher", "share"),  # the response is the target
     "token_f1": Metric("higher", "share"),  # words in common with the target
-    "negative_log_likelihood": Metric("lower", "nats/token", 0.05),  # of the target, a token
+    "negative_log_likelihood": Metric("lower", "nats/token", 0.05, LIKELIHOOD_BOUND),  # of the target, a token
     "teacher_agreement": Metric("higher", "share"),  # the response is the teacher's
     "calibration_error": Metric("lower", "share"),  # of the confidences, over all rows of a slice
     "refusal_rate": Metric("lower", "share"),  # the response is a refusal
@@ -142,9 +147,26 @@ class JudgingSettings(Section):
                 if name not in known:
                     nearest = get_close_matches(name, known, 1, 0.0)[0]
                     raise ValueError(f"{key}: {name!r} is no metric; the nearest is {nearest}")
+        self._check_margins()
         if self.superior in ("calibration_error", "lm_eval"):
             raise ValueError(f"superior: {self.superior} cannot be it: name a metric of single rows of the fresh slice")
         return self
+
+    def _check_margins(self) -> None:
+        """Refuse margins as large as all that a row can lose: such a gate would hold whatever a challenger does."""
+        named = {_split(gate)[0] for gate in self.gates if _split(gate)[1] is not None}
+        for name, margin in self.margins.items():
+            if name not in METRICS:
+                continue  # what a row of one's own can lose is known when it is loaded
+            bound = METRICS[name].bound
+            place = f"gates: {name}={margin:g}" if name in named else f"margin = {margin:g} of the gate {name}"
+            if margin >= bound:
+                raise ValueError(f"{place} would let everything pass, a row cannot lose more than {bound:g}: lower it")
+            if name != "lm_eval" and margin * self.segment_factor >= bound:
+                raise ValueError(
+                    f"{place} times segment_factor = {self.segment_factor:g} is {margin * self.segment_factor:g}, and "
+                    f"a row of a segment cannot lose more than {bound:g}: lower one of them"
+                )
 
     @property
     def margins(self) -> dict[str, float]:

@@ -6,12 +6,18 @@ levels to the order 1/n where gains are skewed, as those of likelihoods and over
 
 Losses that are rare and large are the ones that a sample may not hold at all, and a bootstrap knows only its sample.
 So two rows are added that were not seen, the largest gain and the largest loss that a score allows (as Agresti and Min,
-Statistics in Medicine 24 (2005), 729-740, do with proportions); the difference shown is without them.
+Statistics in Medicine 24 (2005), 729-740, do with proportions); the difference shown is without them. And no lower
+bound is above the one that a sample without such a loss allows: rows that lose `reach` with chance q are all missed
+with chance (1 - q)^rows (rule of three; Hanley and Lippman-Hand, JAMA 249 (1983), 1743-1745). All this is worth what
+`reach` is: it has to be what a score allows, known beforehand. With the largest gain seen in its place, as where a
+metric is only reported, bounds hold for rows like those seen, and miss rare large losses far more often than alpha.
+Upper bounds, on which no pass depends, are the bootstrap's alone.
 
 Beyond 1,024 rows, random groups of rows are resampled instead of rows: a sum of independent rows is as good a row, and
 the skewness of the mean, which is what a bootstrap corrects for, stays what it is. So time and memory are bounded.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -99,20 +105,25 @@ def _counts(rows: int, resamples: int, rng: np.random.Generator) -> Iterator[Flo
 
 def _compared(gains: Gains, gain: float, error: float, found: Floats, bar: float, alpha: float) -> Comparison:
     if not error:
-        low, high = gain - gains.over, gain + gains.under
+        low, high = gain - gains.over, gain + gains.under  # a score that allows no difference
         return Comparison(gain, low, high, float(low <= bar), float(high >= 0), 0.0, gains.over)
     rank = max(int(alpha * (len(found) + 1)), 1)  # so many statistics may lie beyond
     lower, upper = gain - error * float(found[-rank]), gain - error * float(found[rank - 1])
-    freedom = len(gains.values) - 1
+    rows, freedom = len(gains.values), len(gains.values) - 1
     return Comparison(
         gain,
-        max(lower, -gains.reach) - gains.over,
+        max(min(lower, gain - gains.reach * -math.expm1(math.log(alpha) / rows)), -gains.reach) - gains.over,
         min(upper, gains.reach) + gains.under,
-        _p((gain - gains.over - bar) / error, found, freedom),
+        max(_p((gain - gains.over - bar) / error, found, freedom), _unseen(gain - gains.over - bar, gains.reach, rows)),
         _p(-(gain + gains.under) / error, -found[::-1], freedom),
         error,
         gains.over,
     )
+
+
+def _unseen(distance: float, reach: float, rows: int) -> float:
+    """The chance that no row shows losses of `reach` that are as frequent as it takes to lose `distance`."""
+    return float((1 - min(max(distance / reach, 0.0), 1.0)) ** rows)
 
 
 def _p(seen: float, found: Floats, freedom: int) -> float:

@@ -33,7 +33,7 @@ from monitoring.errors import InputError
 from monitoring.fairness import Fairness as Fairness
 from monitoring.fairness import fairness
 from monitoring.judging_settings import Better, JudgingSettings
-from monitoring.slices import CALIBRATION, better_of, check, compare, margin_of, rows_of
+from monitoring.slices import CALIBRATION, better_of, bound_of, check, compare, margin_of, rows_of
 from monitoring.slices import Kind as Kind
 from monitoring.slices import Paired as Paired
 from monitoring.slices import Slice as Slice
@@ -140,7 +140,7 @@ def _check(name: str, part: Slice, metric: str, found: Comparison | None, settin
     better = better_of(metric, paired)
     sign = 1.0 if better == "higher" else -1.0
     margin = margin_of(part.kind, metric, settings)
-    outcome, needed, because = _decide(rows, found, sign, margin, settings)
+    outcome, needed, because = _decide(rows, found, sign, margin, bound_of(metric, paired), settings)
     lower, upper = _ends(found, sign) if found else (None, None)
     return Check(
         slice=name,
@@ -177,7 +177,12 @@ def _value(metric: str, scores: ArrayLike) -> float | None:
 
 
 def _decide(
-    rows: int, found: Comparison | None, sign: float, margin: float | None, settings: JudgingSettings
+    rows: int,
+    found: Comparison | None,
+    sign: float,
+    margin: float | None,
+    bound: float | None,
+    settings: JudgingSettings,
 ) -> tuple[Literal["pass", "fail", "inconclusive", "reported"], int | None, str]:
     """The outcome of one check, how many rows would decide, and the sentence that says why."""
     if found is None or rows < settings.min_rows:
@@ -195,11 +200,13 @@ def _decide(
         return "pass", None, f"{numbers}: {claim}"
     if found.upper < -margin:
         return "fail", None, f"{numbers}: " + (f"it loses more than {margin:g}" if margin else "it is worse")
-    needed, told = _rows_wanted(rows, found, margin, settings.alpha)
+    needed, told = _rows_wanted(rows, found, margin, settings.alpha, bound)
     return "inconclusive", needed, f"{numbers}: whether {claim} stays open; {told}"
 
 
-def _rows_wanted(rows: int, found: Comparison, margin: float, alpha: float) -> tuple[int | None, str]:
+def _rows_wanted(
+    rows: int, found: Comparison, margin: float, alpha: float, bound: float | None
+) -> tuple[int | None, str]:
     """How many rows would decide, if their scores fell out as these did: statistics grow with the root of the rows."""
     wanted = float(stats.norm.ppf(1 - alpha) + stats.norm.ppf(POWER)) * found.error
     distance = found.gain + margin  # from the bar; the slack is in the way of passing, not of failing
@@ -207,7 +214,8 @@ def _rows_wanted(rows: int, found: Comparison, margin: float, alpha: float) -> t
     if abs(distance) * 1000 < wanted or not distance:
         return None, "the difference lies on the bound itself, more rows like these would not decide"
     # In fewer rows a loss of the margin may go unseen, whatever else they show.
-    fewest = math.log(alpha) / math.log1p(-margin) if 0 < margin < 1 else 0.0
+    share = margin / bound if bound else 0.0
+    fewest = math.log(alpha) / math.log1p(-share) if 0 < share < 1 else 0.0
     needed = max(math.ceil(rows * (wanted / distance) ** 2), math.ceil(fewest), rows + 1)
     return needed, f"about {needed} rows like these would decide ({POWER:.0%} sure), {needed - rows} more"
 

@@ -5,10 +5,12 @@
 
     def brevity(prompts: Sequence[str], responses: Sequence[str], targets: Sequence[str]) -> ArrayLike: ...  # (rows,)
     brevity.better = "lower"  # or "higher"
+    brevity.bound = 500  # how much a row can gain or lose at most; for a gate
 
 One of one's own is loaded and called only when `judging.own_metrics` names it.
 """
 
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -82,6 +84,18 @@ def own_better(name: str) -> Better:
     if better not in ("higher", "lower"):
         raise InputError(f'{place} has {better!r} for `better`: set it to "higher" or "lower"; {_REMEDY}')
     return cast(Better, better)
+
+
+def own_bound(name: str) -> float | None:
+    """Return how much a row can gain or lose at most in a metric of one's own, None where it does not say.
+
+    InputError as `own_metric`.
+    """
+    function, place = _own(name)
+    bound = getattr(function, "bound", None)
+    if bound is not None and not (isinstance(bound, int | float) and 0 < bound < math.inf):
+        raise InputError(f"{place} has {bound!r} for `bound`: set it to a number above 0; {_REMEDY}")
+    return bound
 
 
 def _own(name: str) -> tuple[Callable[..., Any], str]:

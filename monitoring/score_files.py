@@ -98,7 +98,7 @@ def slices(
             raise InputError(f"{missing} rows have no slice: name one for each row, or leave the column out")
         names = champion["slice"].astype(str).to_numpy(object)
         parts = {
-            name: Slice(_kind(name), {metric: _rows(paired, names == name) for metric, paired in scores.items()})
+            name: Slice(_kind(name), {metric: paired.of(names == name) for metric, paired in scores.items()})
             for name in dict.fromkeys(names)
         }
     meta = {str(name): champion[name].to_numpy(object) for name in champion if str(name).startswith("meta_")}
@@ -116,7 +116,10 @@ def paired_scores(champion: pd.DataFrame, challenger: pd.DataFrame, settings: Ju
             raise InputError(f"the {lacks} file has nothing to make {', '.join(lacking)} of, which the other has")
     if not sides[0]:
         raise InputError(f"the files have no metric: give columns of {', '.join(METRICS)}, or response and target")
-    return {metric: Paired(scores, sides[1][metric][0], better) for metric, (scores, better) in sides[0].items()}
+    return {
+        metric: Paired(scores, sides[1][metric][0], better, row_metrics.own_bound(metric) if better else None)
+        for metric, (scores, better) in sides[0].items()
+    }
 
 
 def _scores(frame: pd.DataFrame, settings: JudgingSettings, which: str) -> dict[str, tuple[Floats, Better | None]]:
@@ -149,10 +152,6 @@ def _scores(frame: pd.DataFrame, settings: JudgingSettings, which: str) -> dict[
 def _kind(name: str) -> Kind:
     word = (name.split() or [""])[0]
     return cast(Kind, word) if word in ("fresh", "golden", "teacher_errors") else "old"
-
-
-def _rows(paired: Paired, here: npt.NDArray[np.bool_]) -> Paired:
-    return Paired(np.asarray(paired.champion)[here], np.asarray(paired.challenger)[here], paired.better)
 
 
 def _texts(column: pd.Series) -> list[str]:

@@ -1,7 +1,7 @@
 """What is compared: rows of a slice, and what both models score on them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ Kind = Literal["fresh", "old", "golden", "teacher_errors", "segment", "lm_eval",
 KINDS: tuple[Kind, ...] = ("fresh", "old", "golden", "teacher_errors", "segment", "lm_eval", "packaged")
 CALIBRATION = "calibration_error"
 AGREEMENT = "teacher_agreement"  # may have fewer rows than the slice: those of which the teacher's answer is known
+LARGEST = 1e100  # score: sums of squares stay finite
 MAX_VALUES = 50  # a column with more makes no segments
 MISSING = "(missing)"
 
@@ -29,12 +30,18 @@ class Paired:
     """Scores of the same rows by both models, shape (rows,) each, any finite numbers.
 
     Of calibration_error each row has two, shape (rows, 2): the confidence in [0, 1], and 1 where the answer was right,
-    else 0. `better` None: as the metric's own definition says.
+    else 0. `better` and `bound` None: as the metric's own definition says. A row that differs by more than `bound`
+    counts as one that differs by so much: no sample shows how much a row that it lacks would lose. A gate needs one.
     """
 
     champion: ArrayLike
     challenger: ArrayLike
     better: Better | None = None
+    bound: float | None = None
+
+    def of(self, here: npt.NDArray[np.bool_]) -> "Paired":
+        """Return the scores of some of the rows, (rows,)."""
+        return replace(self, champion=np.asarray(self.champion)[here], challenger=np.asarray(self.challenger)[here])
 
 
 @dataclass(frozen=True)
@@ -72,10 +79,7 @@ def segments_of(
             continue
         for value in distinct:
             here = names == value
-            part = {
-                metric: Paired(np.asarray(each.champion)[here], np.asarray(each.challenger)[here], each.better)
-                for metric, each in scores.items()
-            }
+            part = {metric: each.of(here) for metric, each in scores.items()}
             found[f"{column} = {value}"] = Slice("segment", part, column)
     return found, left_out
 
@@ -92,6 +96,13 @@ def better_of(metric: str, paired: Paired) -> Better:
     if metric not in METRICS:
         raise InputError(f"metric {metric!r} is not known: say in Paired whether higher or lower is better")
     return METRICS[metric].better
+
+
+def bound_of(metric: str, paired: Paired) -> float | None:
+    """Return how much a row can gain or lose at most, None where nobody says."""
+    if paired.bound is None and metric == "lm_eval" and not _are_shares(paired):
+        return None  # a task may have a metric of any kind
+    return paired.bound if paired.bound is not None or metric not in METRICS else METRICS[metric].bound
 
 
 def margin_of(kind: Kind, metric: str, settings: JudgingSettings) -> float | None:
@@ -119,6 +130,7 @@ def check(name: str, part: Slice, settings: JudgingSettings) -> None:
     for metric, paired in part.scores.items():
         _check_scores(name, metric, paired)
         better_of(metric, paired)
+        _check_bound(name, part.kind, metric, paired, settings)
     rows = {metric: len(np.asarray(paired.champion)) for metric, paired in part.scores.items() if metric != AGREEMENT}
     if len(set(rows.values())) > 1:
         raise InputError(f"slice {name!r} has not the same rows in every metric: {rows}")
@@ -145,7 +157,7 @@ def compare(part: Slice, settings: JudgingSettings) -> dict[str, Comparison]:
             gained, lost = int((challenger > champion).sum()), int((challenger < champion).sum())
             found[metric] = compare_proportions(gained, lost, len(champion), bars[metric], settings.alpha)
         else:
-            gains[metric] = Gains(challenger - champion, _reach(champion, challenger))
+            gains[metric] = _gains(challenger - champion, bound_of(metric, paired))
     found |= compare_means(gains, bars, settings.alpha, settings.resamples, settings.seed)
     return {metric: found[metric] for metric in part.scores if metric in found}
 
@@ -158,10 +170,35 @@ def _are_binary(scores: Floats) -> bool:
     return bool(((scores == 0) | (scores == 1)).all())
 
 
-def _reach(champion: Floats, challenger: Floats) -> float:
-    """The largest gain that a row allows: 1 of shares, else the largest seen."""
-    shares = all(scores.min() >= 0 and scores.max() <= 1 for scores in (champion, challenger))
-    return 1.0 if shares else float(np.abs(challenger - champion).max())
+def _are_shares(paired: Paired) -> bool:
+    both = np.concatenate([np.asarray(paired.champion, np.float64), np.asarray(paired.challenger, np.float64)])
+    return bool(((both >= 0) & (both <= 1)).all())
+
+
+def _gains(seen: Floats, bound: float | None) -> Gains:
+    """Gains of each row up to the bound; without one the largest seen stands for it, which is enough for no gate."""
+    return Gains(seen, float(np.abs(seen).max())) if bound is None else Gains(np.clip(seen, -bound, bound), bound)
+
+
+def _check_bound(name: str, kind: Kind, metric: str, paired: Paired, settings: JudgingSettings) -> None:
+    """Refuse what is asked of a metric whose rows may lose any amount, or never as much as the margin."""
+    shares = metric in METRICS and METRICS[metric].unit == "share" and metric != "lm_eval"
+    if shares and not _are_shares(paired):
+        raise InputError(f"slice {name!r} has {metric} scores below 0 or above 1: they must lie between 0 and 1")
+    margin, bound = margin_of(kind, metric, settings), bound_of(metric, paired)
+    if margin is None:
+        return
+    if bound is None:
+        raise InputError(
+            f"slice {name!r}: nobody says how much a row can lose in {metric}, so no number of rows shows that little "
+            'is lost: set `bound` of its function ("redistill.metrics"), or leave it out of judging.gates and '
+            "judging.superior; tasks of lm_eval need scores between 0 and 1"
+        )
+    if margin >= bound:
+        raise InputError(
+            f"slice {name!r}: {metric} may lose {margin:g} (judging.gates, and of a segment times "
+            f"judging.segment_factor), and a row cannot lose more than {bound:g}: lower one of them"
+        )
 
 
 def _check_scores(name: str, metric: str, paired: Paired) -> None:
@@ -173,7 +210,8 @@ def _check_scores(name: str, metric: str, paired: Paired) -> None:
             f"challenger: both need {'confidence and correctness' if wide else 'one score'} for each of the same rows"
         )
     for who, scores in zip(("champion", "challenger"), arrays, strict=True):
-        if bad := int((~np.isfinite(scores)).sum()):
-            raise InputError(f"slice {name!r}: {bad} {metric} scores of the {who} are no finite numbers: score again")
+        if bad := int((~(np.abs(scores) < LARGEST)).sum()):
+            told = f"{bad} {metric} scores of the {who} are no finite numbers, or {LARGEST:g} and more"
+            raise InputError(f"slice {name!r}: {told}: score again")
         if wide and not ((scores >= 0) & (scores <= 1)).all():
             raise InputError(f"slice {name!r}: confidence and correctness of the {who} must lie between 0 and 1")

@@ -8,7 +8,7 @@ from distill import harness
 from monitoring.errors import InputError
 from monitoring.golden import golden_digest, read_golden
 from monitoring.judging_settings import JudgingSettings
-from monitoring.row_metrics import own_metric
+from monitoring.row_metrics import own_bound, own_metric
 from tasks.segments import segments
 
 
@@ -24,6 +24,11 @@ def digests(rows: pd.DataFrame | None, judging: JudgingSettings) -> dict[str, st
     """
     for name in judging.own_metrics:
         own_metric(name, ["a prompt"], ["an answer"], ["an answer"])
+        if own_bound(name) is None and name in (*judging.margins, judging.superior):
+            raise InputError(
+                f"metric {name!r} does not say how much a row can lose, and a gate needs that: set `bound` of its "
+                "function, or leave it out of judging.gates and judging.superior"
+            )
     found = {"golden": golden_digest(rows)} if rows is not None else {}
     return found | ({"lm_eval": harness.digest(judging.lm_eval)} if judging.lm_eval else {})
 

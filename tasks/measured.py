@@ -100,7 +100,8 @@ def paired(rows: pd.DataFrame, measured: Measured, settings: JudgingSettings) ->
         chosen = rows[known] if metric == "teacher_agreement" else rows
         if len(chosen) or metric != "teacher_agreement" or metric in settings.margins:
             champion, challenger = (chosen[f"{model}_{metric}"].to_numpy(np.float64) for model in MODELS)
-            found[metric] = Paired(champion, challenger, better)
+            bound = row_metrics.own_bound(metric) if better else None
+            found[metric] = Paired(champion, challenger, better, bound)
     sure, surely = (rows[[f"{model}_confidence", f"{model}_exact_match"]].to_numpy(np.float64) for model in MODELS)
     found["calibration_error"] = Paired(sure, surely)
     return found

@@ -1,6 +1,7 @@
 """A verdict: which challengers pass, which are refused and by what name, and what is refused as input."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -224,11 +225,11 @@ def test_a_metric_that_is_no_gate_is_reported_with_bounds_and_where_it_is_surely
 @pytest.mark.parametrize(("metric", "better"), [("negative_log_likelihood", "lower"), ("token_f1", "higher")])
 def test_a_gate_on_a_mean_refuses_what_is_worse_in_its_own_direction(metric: str, better: str) -> None:
     rng = np.random.default_rng(0)
-    champion = rng.beta(5, 2, 1000)
-    for shift, outcome in ((-0.06, "fail"), (0.0, "pass")):
+    champion = 0.2 + 0.6 * rng.beta(5, 2, 1000)
+    for shift, outcome in ((-0.1, "fail"), (0.0, "pass")):
         sign = 1 if better == "higher" else -1
-        paired = Paired(champion, champion + sign * rng.normal(shift, 0.05, 1000))
-        settings = JudgingSettings(gates=(f"{metric}=0.02",))
+        paired = Paired(champion, champion + sign * np.clip(rng.normal(shift, 0.02, 1000), -0.19, 0.19))
+        settings = JudgingSettings(gates=(f"{metric}=0.05",))
         (found,) = judge({"old": Slice("old", {metric: paired})}, settings).checks
         assert (found.outcome, found.better) == (outcome, better)
         assert found.difference == pytest.approx(sign * shift, abs=0.01)
@@ -260,6 +261,11 @@ def test_margins_are_the_metrics_own_unless_a_gate_names_one() -> None:
         ({"gates": "exact_match=-1"}, "must be a number from 0 on"),
         ({"gates": "exact_match=nan"}, "must be a number from 0 on"),
         ({"gates": "token_f1,token_f1=0.1"}, "token_f1 is named twice"),
+        ({"gates": "exact_match=2"}, "exact_match=2 would let everything pass, a row cannot lose more than 1"),
+        ({"gates": "exact_match=0.4"}, "exact_match=0.4 times segment_factor = 2.5 is 1, and"),
+        ({"margin": 0.9}, "margin = 0.9 of the gate exact_match times segment_factor = 2.5 is 2.25"),
+        ({"margin": 0.02, "segment_factor": 50}, "margin = 0.02 of the gate exact_match times segment_factor = 50"),
+        ({"gates": "negative_log_likelihood=12"}, "=12 would let everything pass, a row cannot lose more than 12"),
         ({"superior": "calibration_error"}, "calibration_error cannot be it"),
         ({"superior": "f1"}, "superior: 'f1' is no metric"),
         ({"own_metrics": "token_f1"}, "is a metric of its own already"),
@@ -284,9 +290,35 @@ def test_a_verdict_that_was_asked_nothing_is_no_pass() -> None:
 def test_tasks_of_lm_eval_are_slices_with_a_metric_of_their_own() -> None:
     slices = {"old": part("old", 25, 25), "arc": Slice("lm_eval", {"lm_eval": scores(0, 100, 1000)})}
     assert judge(slices, SETTINGS).outcome == "pass", "reported, unless it is a gate"
-    verdict = judge(slices, JudgingSettings(gates=("exact_match", "lm_eval")))
+    gates = JudgingSettings(gates=("exact_match", "lm_eval"))
+    verdict = judge(slices, gates)
     assert verdict.outcome == "fail"
     assert verdict.reason.startswith("arc, lm_eval: ")
+    wide = Slice("lm_eval", {"lm_eval": Paired(np.arange(200.0), np.arange(200.0))})
+    assert judge({**slices, "bleu": wide}, SETTINGS).outcome == "pass"
+    with pytest.raises(InputError, match="'bleu': nobody says how much a row can lose in lm_eval"):
+        judge({**slices, "bleu": wide}, gates)
+
+
+def test_a_row_counts_by_no_more_than_a_row_can_lose() -> None:
+    nats = np.full(1000, 0.3)
+    lost = np.where(np.arange(1000) < 10, 1e90, nats)
+    (found,) = judge(
+        {"old": Slice("old", {"negative_log_likelihood": Paired(nats, lost)})},
+        JudgingSettings(gates=("negative_log_likelihood",)),
+    ).checks
+    assert found.difference == pytest.approx(0.12), "10 rows of 1,000 at 12 nats"
+    assert found.outcome in ("fail", "inconclusive")
+
+
+def test_a_gate_on_a_metric_without_bound_is_refused() -> None:
+    settings = JudgingSettings.model_construct(**{**dict(SETTINGS), "gates": ("speed=0.5",), "superior": ""})
+    paired = Paired(np.arange(1000.0), np.arange(1000.0), "lower")
+    with pytest.raises(InputError, match="nobody says how much a row can lose in speed"):
+        judge({"x": Slice("old", {"speed": paired})}, settings)
+    with pytest.raises(InputError, match=r"speed may lose 0.5 .* a row cannot lose more than 0.4"):
+        judge({"x": Slice("old", {"speed": replace(paired, bound=0.4)})}, settings)
+    assert judge({"x": Slice("old", {"speed": replace(paired, bound=10)})}, settings).outcome == "pass"
 
 
 # -- naming what is harmed --------------------------------------------------------------------------------------------
@@ -361,6 +393,10 @@ def test_scores_that_cannot_be_compared_are_refused() -> None:
         judge({"x": Slice("old", {"exact_match": exact, "token_f1": scores(1, 1, 201)})}, SETTINGS)
     with pytest.raises(InputError, match="confidence and correctness"):
         judge({"x": Slice("old", {"exact_match": exact, "calibration_error": exact})}, SETTINGS)
+    with pytest.raises(InputError, match=r"1 exact_match scores of the challenger are no finite numbers, or 1e\+100"):
+        judged(challenger=[1, 0, 1e200])
+    with pytest.raises(InputError, match="exact_match scores below 0 or above 1"):
+        judged(challenger=[1, 0, 100])
     wide = np.full((200, 2), 1.5)
     with pytest.raises(InputError, match="must lie between 0 and 1"):
         judge({"x": Slice("old", {"exact_match": exact, "calibration_error": Paired(wide, wide)})}, SETTINGS)

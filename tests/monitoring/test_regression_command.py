@@ -14,7 +14,7 @@ import pytest
 from monitoring import regression_command, score_files
 from monitoring.errors import InputError
 from monitoring.judging_settings import JudgingSettings
-from monitoring.row_metrics import exact_match, own_metric, refusal_rate, token_f1, words
+from monitoring.row_metrics import exact_match, own_bound, own_metric, refusal_rate, token_f1, words
 
 Saved = Callable[..., tuple[str, str]]
 
@@ -103,7 +103,7 @@ def test_gates_come_from_the_settings_file_and_options_go_before_it(saved: Saved
     frame = answers()
     worse = changed(frame, 0.1, "x")
     config = tmp_path / "redistill.toml"
-    config.write_text('[judging]\ngates = ["exact_match=0.5"]\n')
+    config.write_text('[judging]\ngates = ["exact_match=0.3"]\n')
     assert regression_command.main(["--config", str(config), *saved(frame, worse)]) == 0
     assert regression_command.main(["--config", str(config), "--gates", "exact_match", *saved(frame, worse)]) == 1
 
@@ -279,6 +279,7 @@ def registered(
 
 
 BREVITY = "def own(prompts, responses, targets):\n    return [len(text) for text in responses]\nown.better = 'lower'\n"
+BREVITY += "own.bound = 50\n"
 
 
 def test_ones_own_metric_is_a_gate_in_its_own_direction(
@@ -292,6 +293,19 @@ def test_ones_own_metric_is_a_gate_in_its_own_direction(
     assert regression_command.main(["--config", str(config), *saved(frame, longer)]) == 1
     assert "all rows, own: challenger - champion = +1.0000" in capsys.readouterr().out
     assert regression_command.main(["--config", str(config), *saved(longer, frame)]) == 0
+
+
+def test_a_gate_on_ones_own_metric_needs_to_know_how_much_a_row_can_lose(
+    registered: Callable[[str], None], saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registered(BREVITY.replace("own.bound = 50\n", ""))
+    config = tmp_path / "redistill.toml"
+    config.write_text('[judging]\nown_metrics = ["own"]\ngates = ["own=0.5"]\n')
+    frame = answers().assign(prompt="x", response="short")
+    assert regression_command.main(["--config", str(config), *saved(frame, frame)]) == 2
+    assert "nobody says how much a row can lose in own" in capsys.readouterr().err
+    config.write_text('[judging]\nown_metrics = ["own"]\n')
+    assert regression_command.main(["--config", str(config), *saved(frame, frame)]) == 0, "reported, it needs none"
 
 
 def test_a_gate_on_ones_own_metric_needs_a_margin(registered: Callable[[str], None]) -> None:
@@ -318,3 +332,9 @@ def test_a_metric_of_ones_own_that_is_broken_is_named(
         own_metric("own", ["a"] * 3, ["b"] * 3, ["c"] * 3)
     assert "entry point own_metric_" in str(error.value)
     assert "leave it out of judging.own_metrics" in str(error.value)
+
+
+def test_a_bound_that_is_no_number_above_0_is_refused(registered: Callable[[str], None]) -> None:
+    registered(BREVITY.replace("50", "-1"))
+    with pytest.raises(InputError, match="has -1 for `bound`: set it to a number above 0"):
+        own_bound("own")

@@ -8,8 +8,10 @@ from scipy import optimize, special, stats
 from benchmarks.verdict_power import WORLDS, least_gained, missed, passes
 from monitoring.calibration import calibration_error, calibration_gains
 from monitoring.comparison import Comparison
+from monitoring.judging_settings import LIKELIHOOD_BOUND, JudgingSettings
 from monitoring.means import GROUPS, Gains, compare_means
 from monitoring.proportions import compare_proportions, p_not_above, score
+from monitoring.regression import Paired, Slice, judge
 
 ALPHA = 0.05
 
@@ -135,6 +137,30 @@ def test_students_t_would_miss_rare_losses_far_more_often() -> None:
     assert found["ours"][0] <= 0.05
 
 
+@pytest.mark.parametrize(("chance", "nats", "rows"), [(0.01, 5, 100), (0.005, 10, 300), (0.005, 10, 600)])
+def test_a_loss_of_the_margin_that_few_rows_carry_passes_at_most_at_alpha(chance: float, nats: int, rows: int) -> None:
+    rng, runs = np.random.default_rng(rows), 300
+    settings = JudgingSettings(gates=("negative_log_likelihood=0.05",), resamples=1000)
+    passed = 0
+    for _ in range(runs):
+        paired = Paired(np.full(rows, 0.3), 0.3 + nats * (rng.random(rows) < chance))
+        passed += judge({"old": Slice("old", {"negative_log_likelihood": paired})}, settings).outcome == "pass"
+    assert passed / runs <= ALPHA + 3 * (ALPHA * (1 - ALPHA) / runs) ** 0.5
+
+
+def test_an_equal_challenger_passes_1000_rows_of_likelihoods() -> None:
+    rng = np.random.default_rng(5)
+    gains = {str(run): Gains(rng.laplace(0, 0.2, 1000), LIKELIHOOD_BOUND) for run in range(200)}
+    assert np.mean([one.lower > -0.05 for one in together(gains, -0.05)]) > 0.8
+
+
+def test_rows_that_lose_all_they_can_are_missed_by_no_fewer_rows_than_the_rule_of_three_asks_for() -> None:
+    fewest = int(np.ceil(np.log(ALPHA) / np.log1p(-0.05 / LIKELIHOOD_BOUND)))
+    for rows in (300, fewest - 1, fewest):
+        found = compare_means({"x": Gains(np.full(rows, 0.0), LIKELIHOOD_BOUND)}, {"x": -0.05}, ALPHA, 500, 0)["x"]
+        assert (found.lower > -0.05) == (found.p_value <= ALPHA) == (rows == fewest)
+
+
 def means(values: np.ndarray, bar: float = 0.0, reach: float = 1.0) -> tuple[float, float, float]:
     found = compare_means({"x": Gains(values, reach)}, {"x": bar}, ALPHA, 2000, 0)["x"]
     assert (found.lower > bar) == (found.p_value <= ALPHA)
@@ -172,8 +198,8 @@ def test_groups_of_rows_give_the_bounds_of_rows(monkeypatch: pytest.MonkeyPatch)
 def test_equal_scores_differ_by_exactly_nothing_and_bounds_never_leave_the_scale() -> None:
     assert means(np.zeros(200), reach=0.0) == (0.0, 0.0, 1.0)
     lower, upper, p = means(np.zeros(100), -0.02)
-    assert lower <= -0.02, "of shares 100 equal rows show little: 2 % of them could be lost unseen"
-    assert (upper, p > ALPHA) == (pytest.approx(-lower, rel=0.1), True)
+    assert lower == pytest.approx(-0.0295, abs=1e-4), "0.0295 of rows are missed by 100 with chance 0.05"
+    assert (0.01 < upper < 0.03, p > ALPHA) == (True, True)
     assert means(np.zeros(1000), -0.02)[0] > -0.02
     lower, upper, _ = means(np.array([-1.0, 1.0]))
     assert -1 <= lower <= upper <= 1
