@@ -26,7 +26,10 @@ def challenge(client: Any, student: str, version: str) -> None:
 
 
 def promote(client: Any, student: str, moves: str, version: str, expected: str | None) -> None:
-    """Makes a version the champion if that is `expected` now (None: there is none); raises Failure otherwise."""
+    """Makes a version the champion if that is `expected` now (None: there is none); raises Failure otherwise.
+
+    Also when a rollback undid it before it served: without a lock (on a server) one can come between its writes.
+    """
     recover(client, student, moves)
     found = read(client, student)
     champion = found.get("champion")
@@ -50,6 +53,8 @@ def promote(client: Any, student: str, moves: str, version: str, expected: str |
         recover(client, student, moves)
         raise _taken(client, student, moves, version, expected, read(client, student).get("champion"))
     _carry_out(client, student, moves, move)
+    if _undone(client, moves, move):
+        raise _taken(client, student, moves, version, expected, read(client, student).get("champion"), undone=True)
 
 
 def rollback(
@@ -63,6 +68,8 @@ def rollback(
     begun = journal.unfinished(client, moves)
     if begun and begun.what == "rollback" and expected in (None, begun.before):
         recover(client, student, moves)
+        if _undone(client, moves, begun):
+            raise _gone(student, f"version {begun.to} was to be put back", read(client, student).get("champion"))
         return str(begun.before), begun.to
     recover(client, student, moves, undo=True)
     found = read(client, student)
@@ -95,6 +102,8 @@ def rollback(
         recover(client, student, moves)
         raise _gone(student, f"champion {champion} was to be taken out", read(client, student).get("champion"))
     _carry_out(client, student, moves, move)
+    if _undone(client, moves, move):  # its version was deleted meanwhile
+        raise _gone(student, f"version {back} was to be put back", read(client, student).get("champion"))
     return champion, back
 
 
@@ -115,7 +124,7 @@ def recover(client: Any, student: str, moves: str, *, undo: bool = False) -> str
     if not move.undone and (takes_back or not exists(client, student, move.to)):
         journal.mark(client, moves, move, "undone")
     _carry_out(client, student, moves, move)
-    done = "undone" if journal.read(client, moves)[move.number - 1].undone else "completed"
+    done = "undone" if _undone(client, moves, move) else "completed"
     return f"the {move}, was cut short: it was {done}, the registry has {_named(read(client, student).get('champion'))}"
 
 
@@ -154,7 +163,8 @@ def _write(client: Any, student: str, move: Move) -> None:
 def _put_back(client: Any, student: str, move: Move) -> None:
     """The other way round: what serves first, then what leads back to it."""
     _point(client, student, "champion", move.before)
-    _point(client, student, "previous", move.previous_before)
+    back = move.previous_before
+    _point(client, student, "previous", back if back and exists(client, student, back) else None)
     if not exists(client, student, move.to):
         return
     if move.replaced_before is not None:
@@ -176,13 +186,27 @@ def _next(client: Any, moves: str) -> int:
     return len(journal.read(client, moves)) + 1
 
 
-def _taken(client: Any, student: str, moves: str, version: str, expected: str | None, champion: str | None) -> Failure:
+def _undone(client: Any, moves: str, move: Move) -> bool:
+    return journal.read(client, moves)[move.number - 1].undone
+
+
+def _taken(
+    client: Any,
+    student: str,
+    moves: str,
+    version: str,
+    expected: str | None,
+    champion: str | None,
+    *,
+    undone: bool = False,
+) -> Failure:
     """What the one that lost is told: who won, when, and what to do."""
     won = [move for move in journal.read(client, moves) if move.to == champion and not move.undone]
     retrain = _tags(client, student, champion).get("retrain_id") if champion else None
     how = f" (by {won[-1].what} at {won[-1].at}{f', retrain {retrain}' if retrain else ''})" if won else ""
+    meanwhile = "that was undone meanwhile, and " if undone else ""
     return Failure(
-        f"version {version} of {student!r} was to replace {_named(expected)}, but the registry has "
+        f"version {version} of {student!r} was to replace {_named(expected)}, but {meanwhile}the registry has "
         f"{_named(champion)} now{how}: nothing was changed; judge it against that one in a new retrain (--again)"
     )
 

@@ -200,10 +200,14 @@ class Registry:
         with explained(self.uri, f"describing version {version}"):
             self.client.update_model_version(self.student, version, _shortened(description))
 
-    def fetch(self, version: str, cache: Path) -> Path:
-        """The folder of a version's checkpoint: the store's own if it is on this machine, else a copy in `cache`."""
+    def fetch(self, version: str, cache: Path, *, fresh: bool = True) -> Path:
+        """The folder of a version's checkpoint: the store's own if it is on this machine, else a copy in `cache`.
+
+        The copy is made anew, as what is verified must be what the store has now; without `fresh` one that is there
+        will do.
+        """
         with explained(self.uri, f"fetching version {version}"):
-            return runs.fetched(self.client, self.student, version, cache, self.uri)
+            return runs.fetched(self.client, self.student, version, cache, self.uri, fresh=fresh)
 
     def promote(self, version: str, expected: str | None) -> None:
         """Makes a version the champion, if the champion still is `expected` (None: there is none yet).

@@ -5,7 +5,7 @@ Both are found again by the tag `retrain_id`, so that a second call goes on wher
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,11 @@ def store(client: Any, experiment: str, retrain_id: str, run_id: str, checkpoint
     return str(model.model_id)
 
 
-def fetched(client: Any, student: str, version: str, cache: Path, uri: str) -> Path:
-    """The folder of a version's checkpoint: the store's own if it is on this machine, else a copy in `cache`."""
+def fetched(client: Any, student: str, version: str, cache: Path, uri: str, *, fresh: bool) -> Path:
+    """The folder of a version's checkpoint: the store's own if it is on this machine, else a copy in `cache`.
+
+    With `fresh` the copy is made anew, so that it is what the store has now.
+    """
     from mlflow.artifacts import download_artifacts
     from mlflow.utils.file_utils import local_file_uri_to_path
 
@@ -95,10 +98,15 @@ def fetched(client: Any, student: str, version: str, cache: Path, uri: str) -> P
             )
         return folder
     ready = cache / model
-    if not ready.is_dir():
+    if fresh or not ready.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".unfinished-") as unfinished:
+        with (
+            tempfile.TemporaryDirectory(dir=cache, prefix=".unfinished-") as unfinished,
+            tempfile.TemporaryDirectory(dir=cache, prefix=".replaced-") as replaced,
+        ):
             got = download_artifacts(artifact_uri=location, dst_path=unfinished, tracking_uri=uri)
+            with suppress(FileNotFoundError):  # there was none, or another process has just taken it away
+                ready.rename(Path(replaced, ready.name))
             _move(Path(got), ready)
     return ready
 

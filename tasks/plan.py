@@ -118,7 +118,7 @@ def current_champion(registry: Registry, cache: Path) -> Champion | None:
 
 
 def _at_hand(registry: Registry, version: Version, cache: Path) -> Champion:
-    folder = registry.fetch(version.version, cache)
+    folder = registry.fetch(version.version, cache, fresh=False)
     checkpoint.check(folder, f"champion (version {version.version})")
     digest = checkpoint.digest(folder)
     if missing := [tag for tag in ("sha256", "retrain_id", "trained", "profiled") if tag not in version.tags]:

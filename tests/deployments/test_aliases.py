@@ -190,6 +190,35 @@ def test_what_a_slow_process_overwrites_is_written_again(registry: Registry, ser
     assert registry.recover() == ""
 
 
+@pytest.mark.parametrize(("versions", "now", "previous"), [(1, "1", None), (2, "1", None), (3, "2", "1")])
+def test_a_promotion_that_a_rollback_undid_before_it_served_says_so(
+    versions: int, now: str, previous: str | None, registry: Registry, served: Served
+) -> None:
+    """Without a lock, as on a server; of the first champion there is nothing to roll back to but the undoing."""
+    promoted(registry, versions)
+    version = candidate(registry)
+
+    def undo() -> None:
+        with suppress(InputError):
+            registry.rollback("worse")
+
+    held_up = replace(registry, client=_HeldUp(registry.client, undo), lock=nullcontext)
+    said = rf"version {version} of 'student' .*, but that was undone meanwhile, and the registry has champion {now} now"
+    with pytest.raises(Failure, match=said):
+        held_up.promote(version, str(versions))
+    assert served(registry) == (now, previous, version)
+    assert registry.recover() == ""
+
+
+def test_a_rollback_that_was_undone_as_its_version_was_deleted_says_so(registry: Registry, cut: Cutter) -> None:
+    promoted(registry, 2)
+    with pytest.raises(Failure, match="cut before"):
+        cut(registry, 2).rollback("worse")
+    registry.client.delete_model_version("student", "1")
+    with pytest.raises(Failure, match=r"version 1 was to be put back .*but the registry has champion 2 now"):
+        registry.rollback("worse")
+
+
 class _HeldUp:
     """An MLflow client that does something else right before it first points `champion` at a version."""
 

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from deployments.errors import Failure
 from deployments.registry import Registry, connect
+from deployments.registry_command import main
+from deployments.verification import hashes, verify_checkpoint
 from tests.deployments.stores import make_database, mlflow_server, postgres, postgres_places
 
 pytestmark = pytest.mark.integration
@@ -218,9 +221,33 @@ def test_a_registry_keeps_promotes_and_gives_back_students(store: str, tmp_path:
     assert registry.client.get_run(run_id).data.metrics == {"loss": 0.5}
     folder = registry.fetch("2", tmp_path / "cache")
     assert (folder / "sub" / "model.safetensors").read_bytes() == bytes(range(256))
-    assert registry.fetch("2", tmp_path / "cache") == folder
+    assert registry.fetch("2", tmp_path / "cache") == registry.fetch("2", tmp_path / "cache", fresh=False) == folder
     if store.startswith("http"):
         assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
     assert registry.rollback("worse") == ("2", "1")
     assert served(registry) == ("1", None, None)
     assert [version.version for version in registry.versions()] == ["1", "2"]
+
+
+def test_what_was_changed_in_the_store_after_it_was_fetched_is_found(
+    store: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By `verify` in a workspace, and by what is fetched for a promotion or a rollback."""
+    checkpoint, cache = tmp_path / "student", tmp_path / "workspace" / "checkpoints"
+    checkpoint.mkdir()
+    (checkpoint / "config.json").write_text('{"marked": "as it was registered"}')
+    registry = connect(store, "", "tampered", 120)
+    run = registry.record("r1", params={}, metrics=[], tags={}, artifacts=[])
+    version = registry.register("r1", run, checkpoint, hashes(checkpoint))
+    verify_checkpoint(registry.fetch("1", cache), version.tags)
+    command = ["verify", "1", "--uri", store, "--student", "tampered", "--workspace", str(tmp_path / "workspace")]
+    assert main(command) == 0
+    held = [path for path in tmp_path_factory.getbasetemp().rglob("config.json") if not path.is_relative_to(tmp_path)]
+    (kept,) = (path for path in held if "as it was registered" in path.read_text())
+    kept.write_text('{"marked": "as nobody registered it"}')
+    with pytest.raises(Failure, match=r"config.json has SHA-256 \w{64}, registered was \w{64}"):
+        verify_checkpoint(registry.fetch("1", cache), version.tags)
+    assert main(command) == 1
+    assert "differs: config.json has SHA-256" in capsys.readouterr().out
+    if store.startswith("http"):
+        assert [path.name for path in cache.iterdir()] == [registry.fetch("1", cache, fresh=False).name]
