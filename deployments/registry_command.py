@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deployments.connection import masked
 from deployments.errors import Failure, InputError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ examples:
   python -m deployments.registry verify 2 --workspace redistill-demo --log redistill-demo/traffic
 
 exit codes: 0 done, 1 something is not what was registered or the registry failed, 2 bad use
+(0 of verify: nothing differs; data that could not be read are named in its last line)
 """
 SHOWN_ELSEWHERE = {
     "files", "sha256", "tokenizer_sha256", "window", "window_digest", "window_sha256", "retrain_id", "teacher",
@@ -87,10 +89,17 @@ def _parser() -> argparse.ArgumentParser:
             default=os.environ.get("REDISTILL_STUDENT__NAME", ""),
             help="name in the registry (default: $REDISTILL_STUDENT__NAME, else the only one)",
         )
-        command.add_argument("--timeout", type=float, default=10.0, help="of a registry that does not answer [s]")
+        command.add_argument("--timeout", type=_seconds, default=10.0, help="of a registry that does not answer [s]")
         command.add_argument("--json", action="store_true", help="print the result as one JSON object")
         command.set_defaults(run=run)
     return parser
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e6:  # nan, inf: no thread waits that long
+        raise argparse.ArgumentTypeError(f"{text} is no time to wait: give seconds, more than 0 and less than 1e6")
+    return value
 
 
 def _local(workspace: str) -> str:
@@ -114,7 +123,7 @@ def _list(registry: "Registry", given: argparse.Namespace) -> int:
         for each in registry.versions()
     ]
     if given.json:
-        return _json({"student": registry.student, "uri": registry.uri, "versions": found})
+        return _json({"student": registry.student, "uri": masked(registry.uri), "versions": found})
     head = ("version", "alias", "served [UTC]", "verdict", "window", "retrain", "created")
     rows = [
         (
@@ -136,6 +145,8 @@ def _show(registry: "Registry", given: argparse.Namespace) -> int:
     for name, value in told.items():
         if name == "served":
             value = "\n".join(map(_span, value)) or "never"
+        elif name == "approval" and not value:
+            value = "not approved"
         elif isinstance(value, Mapping):
             value = "\n".join(f"{key}  {text}" for key, text in value.items())
         elif isinstance(value, list):
@@ -156,20 +167,20 @@ def _told(registry: "Registry", version: "Version") -> dict[str, Any]:
         "served": _served(registry).get(version.version, []),
         "created": version.created.isoformat(timespec="seconds"),
         "verdict": tags.get("verdict", ""),
-        "approved": {"by": tags.get("approved_by", "auto"), **_starting(tags, "approv", "approved_by")},
+        "approval": {key: text for key, text in sorted(tags.items()) if key.startswith("approv")},
         "rolled_back": {key: tags[key] for key in ("rolled_back_at", "rollback_reason") if key in tags},
         "retrain_id": tags.get("retrain_id", ""),
         "mlflow_run": version.run_id,
         "teacher": tags.get("teacher", ""),
-        "trained_on": json.loads(tags.get("trained", "[]")),
+        "trained_on": _parsed(tags, "trained", list),
         "window_digest": tags.get("window_digest", ""),
         "window_sha256": tags.get("window_sha256", ""),
-        "profiled_on": json.loads(tags.get("profiled", "[]")),
+        "profiled_on": _parsed(tags, "profiled", list),
         "lineage": _lineage(registry, version),
         "code_revision": tags.get("code_revision", ""),
         "sha256": tags.get("sha256", ""),
         "tokenizer_sha256": tags.get("tokenizer_sha256", ""),
-        "files": json.loads(tags.get("files", "{}")),
+        "files": _parsed(tags, "files", dict),
         "other_tags": {
             key: text
             for key, text in sorted(tags.items())
@@ -178,12 +189,23 @@ def _told(registry: "Registry", version: "Version") -> dict[str, Any]:
     }
 
 
-def _starting(tags: Mapping[str, str], prefix: str, but: str) -> dict[str, str]:
-    return {key: text for key, text in sorted(tags.items()) if key.startswith(prefix) and key != but}
+def _parsed(tags: Mapping[str, str], name: str, kind: type[list[str]] | type[dict[str, str]]) -> Any:
+    """A tag that holds texts as JSON; a damaged one as it is."""
+    text = tags.get(name)
+    if text is None:
+        return kind()
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text
+    if not isinstance(found, kind):
+        return text
+    parts = found.values() if isinstance(found, dict) else found
+    return found if all(isinstance(part, str) for part in parts) else text
 
 
 def _verify(registry: "Registry", given: argparse.Namespace) -> int:
-    from deployments.data import changed_data
+    from deployments.data import UNREAD, changed_data
     from deployments.verification import differences
 
     version = _chosen(registry, given.version)
@@ -193,8 +215,10 @@ def _verify(registry: "Registry", given: argparse.Namespace) -> int:
         wrong = differences(folder, version.tags)
     data = changed_data(version.tags, Path(given.workspace) / "runs" if given.workspace else None, given.log)
     wrong += [f"{place}: {said}" for place, said in data.items() if said.startswith("changed")]
+    unread = [f"{place}: {said.removeprefix(UNREAD)}" for place, said in data.items() if said.startswith(UNREAD)]
     if given.json:
-        _json({"version": version.version, "checkpoint": str(folder), "differences": wrong, "data": data})
+        told = {"differences": wrong, "data": data, "data_verified": not unread}
+        _json({"version": version.version, "checkpoint": str(folder), **told})
     else:
         files = len(json.loads(version.tags.get("files", "{}")))
         print(f"version {version.version} of {registry.student} at {folder}: {files or 'all'} files read")
@@ -202,8 +226,18 @@ def _verify(registry: "Registry", given: argparse.Namespace) -> int:
             print(f"{place}: {said}")
         for said in wrong:
             print(f"differs: {said}")
-        print(f"{len(wrong)} differences" if wrong else "all of this is what was registered")
+        print(_summed_up(wrong, unread, len(data)))
     return 1 if wrong else 0
+
+
+def _summed_up(wrong: Sequence[str], unread: Sequence[str], places: int) -> str:
+    """The last line: what was not read is not what was registered."""
+    if wrong:
+        return f"{len(wrong)} differences"
+    if not unread:
+        return "all of this is what was registered"
+    part = "in part " if len(unread) < places else ""
+    return f"files as registered; data {part}NOT verified ({'; '.join(unread)})"
 
 
 def _chosen(registry: "Registry", asked: str) -> "Version":

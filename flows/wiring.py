@@ -10,6 +10,7 @@ from deployments.registry import Registry, connect
 from deployments.tracking import API_KEY, Tracker
 from distill import checkpoint
 from flows.settings import NO_WORKSPACE, SQLITE, Settings, SettingsError, database_in
+from tasks.limit import one_at_a_time
 from tasks.probe import Probing
 from tasks.run import Run
 from tasks.teaching import Teaching, secret
@@ -41,10 +42,22 @@ class Places:
 def registry(settings: Settings, places: Places, *, recover: bool = True) -> Registry:
     """Return the registry, a promotion or rollback in it that was cut short finished; Failure if it does not answer."""
     found = connect(places.registry_uri, places.artifacts, settings.student.name, timeout=settings.registry.timeout)
-    if recover and (told := found.recover()):
+    if recover and (told := _recovered(found)):
         logger = get_run_logger() if FlowRunContext.get() else get_logger("redistill")
         logger.warning("registry: %s", told)
     return found
+
+
+def _recovered(registry: Registry) -> str:
+    """Finish what was cut short, and say so; what a promotion or rollback is at work on is left to it.
+
+    Written twice does no harm, but a write that comes late could put an older champion back. So it waits for the same
+    limit, if there is something to wait for.
+    """
+    if all(move.done for move in registry.moves()[-1:]):
+        return ""
+    with one_at_a_time(registry.student):
+        return registry.recover()
 
 
 def tracker(settings: Settings) -> Tracker | None:

@@ -1,7 +1,9 @@
+import argparse
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from deployments.registry import Registry, connect
-from deployments.registry_command import main
+from deployments.registry_command import _list, main
 from deployments.verification import file_hash, hashes
 from monitoring import traffic
 from monitoring.window import Window
@@ -38,8 +40,8 @@ def workspace(schema: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         register(registry, tmp_path, number, window)
     registry.promote("1", None)
     registry.promote("2", "1")
-    registry.client.set_model_version_tag("student", "2", "approved_by", "Ada")
-    registry.client.set_model_version_tag("student", "2", "approval_reason", "looked at it")
+    registry.tag("1", {"approval": "auto"})
+    registry.tag("2", {"approval": "person", "approved_by": "Ada", "approval_note": "looked at it"})
     return tmp_path
 
 
@@ -104,14 +106,54 @@ def test_a_version_is_shown_with_its_data_its_approval_its_lineage_and_its_hashe
     shown = as_json(capsys, "show", "champion", "--workspace", str(workspace))
     assert shown["version"] == "2"
     assert shown["lineage"] == ["2", "1"]
-    assert shown["approved"] == {"by": "Ada", "approval_reason": "looked at it"}
+    assert shown["approval"] == {"approval": "person", "approval_note": "looked at it", "approved_by": "Ada"}
     assert shown["trained_on"] == [WINDOW, WINDOW]
     assert set(shown["files"]) == {"model.safetensors", "tokenizer.json"}
     assert len(shown["window_digest"]) == len(shown["sha256"]) == len(shown["tokenizer_sha256"]) == 64
-    assert as_json(capsys, "show", "1", "--workspace", str(workspace))["approved"] == {"by": "auto"}
     table = asked(capsys, "show", "--workspace", str(workspace))
     for told in ("looked at it", shown["sha256"], f"tokenizer.json  {shown['files']['tokenizer.json']}"):
         assert told in table
+
+
+def test_a_version_that_nobody_approved_is_not_shown_as_approved(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ("--workspace", str(workspace))
+    assert as_json(capsys, "show", "1", *place)["approval"] == {"approval": "auto"}
+    assert as_json(capsys, "show", "3", *place)["approval"] == {}
+    table = asked(capsys, "show", "3", *place)
+    assert "not approved" in table
+    assert "auto" not in table
+    connect(f"sqlite:///{workspace}/mlflow.db", "", "student", 10).tag("3", {"approval": "refused"})
+    assert as_json(capsys, "show", "3", *place)["approval"] == {"approval": "refused"}
+
+
+@pytest.mark.parametrize("damaged", ["[not JSON", '{"a": 1}', "[1]", "null"])
+def test_a_damaged_tag_is_shown_as_it_is(damaged: str, workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    registry = connect(f"sqlite:///{workspace}/mlflow.db", "", "student", 10)
+    registry.tag("2", dict.fromkeys(("trained", "profiled", "files"), damaged))
+    shown = as_json(capsys, "show", "2", "--workspace", str(workspace))
+    assert [shown[name] for name in ("trained_on", "profiled_on", "files")] == [damaged] * 3
+    assert damaged in asked(capsys, "show", "2", "--workspace", str(workspace))
+
+
+def test_credentials_of_the_registry_and_of_a_log_are_masked(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = connect(f"sqlite:///{workspace}/mlflow.db", "", "student", 10)
+    _list(replace(registry, uri="https://ada:secret@registry"), argparse.Namespace(json=True))
+    assert json.loads(capsys.readouterr().out)["uri"] == "https://***@registry"
+    log = ("--log", "nowhere://ada:secret@logs/traffic")
+    assert main(["verify", "--workspace", str(workspace), *log]) == 1
+    assert "secret" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("timeout", ["-1", "0", "nan", "inf", "soon"])
+def test_a_timeout_that_is_no_time_is_refused(timeout: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["list", "--workspace", "nowhere", f"--timeout={timeout}"])
+    assert stopped.value.code == 2
+    assert f"argument --timeout: {'invalid' if timeout == 'soon' else timeout}" in capsys.readouterr().err
 
 
 def test_a_rollback_and_its_reason_are_shown(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,8 +171,16 @@ def test_what_was_not_changed_is_verified_and_what_cannot_be_is_said(
     assert out.count(": unchanged, ") == 2
     assert "all of this is what was registered" in out
     (workspace / "runs" / "r1" / "window.parquet").unlink()
-    data = as_json(capsys, "verify", "1", "--workspace", str(workspace))["data"]
-    assert [text.partition(":")[0] for text in data.values()] == ["not verified"]
+    told = as_json(capsys, "verify", "1", "--workspace", str(workspace))
+    assert [text.partition(":")[0] for text in told["data"].values()] == ["not verified"]
+    assert told["data_verified"] is False
+    last = asked(capsys, "verify", "1", "--workspace", str(workspace)).splitlines()[-1]
+    assert last.startswith("files as registered; data NOT verified (window ")
+    assert f"in the run's folder: there is no {workspace}" in last
+    log = ("--log", str(workspace / "traffic"))
+    last = asked(capsys, "verify", "1", "--workspace", str(workspace), *log).splitlines()[-1]
+    assert last.startswith("files as registered; data in part NOT verified (window ")
+    assert as_json(capsys, "verify", "2", "--workspace", str(workspace), *log)["data_verified"] is True
 
 
 def flip(path: Path) -> None:

@@ -12,6 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from deployments import journal
+from deployments.journal import Move
+from deployments.registry import connect
+
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,3 +122,39 @@ def test_a_limit_that_was_widened_or_switched_off_is_refused(environment: dict[s
     _, said = process.communicate(timeout=300)
     assert "'promote-wide' of the Prefect server has limit = 2, active = True: it keeps promotions apart only" in said
     assert not (tmp_path / "wide").exists()
+
+
+RECOVER = """
+import sys
+from pathlib import Path
+import flows.environment
+from flows import settings, wiring
+
+workspace, reached = sys.argv[1], Path(sys.argv[2])
+chosen = settings.load(None, {"workspace": workspace, "student": {"name": "cut"}})
+places = wiring.Places(chosen)
+wiring.registry(chosen, places, recover=False)  # everything is imported
+reached.touch()
+wiring.registry(chosen, places)
+"""
+
+
+def test_a_start_waits_for_the_promotion_at_work_before_it_finishes_what_looks_cut_short(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    registry = connect(f"sqlite:///{tmp_path}/mlflow.db", "", "cut", 120)
+    version = str(registry.client.create_model_version("cut", "nowhere").version)
+    move = Move(1, "promotion", None, version, None, None, None, None)
+    assert journal.claim(registry.client, registry.promotions, move)
+    promoting = holder(environment, "cut", tmp_path, "first")
+    until((tmp_path / "first").exists, promoting)
+    command = [sys.executable, "-c", RECOVER, str(tmp_path), str(tmp_path / "reached")]
+    starting = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    until((tmp_path / "reached").exists, starting)
+    with pytest.raises(subprocess.TimeoutExpired):
+        starting.wait(15)
+    assert registry.champion() is None
+    (tmp_path / "go").touch()
+    _, said = starting.communicate(timeout=300)
+    assert starting.returncode == 0, said
+    assert registry.aliased() == {"champion": version}
