@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -396,6 +397,13 @@ def test_a_metric_of_ones_own_that_is_broken_is_named(
         own_metric("own", ["a"] * 3, ["b"] * 3, ["c"] * 3)
     assert "entry point own_metric_" in str(error.value)
     assert "leave it out of judging.own_metrics" in str(error.value)
+
+
+def test_what_a_broken_metric_says_of_a_prompt_is_not_told(registered: Callable[[str], None]) -> None:
+    registered("def own(prompts, *_):\n    raise ValueError(f'cannot read {prompts[0]}')\n")
+    with pytest.raises(InputError, match="failed: ValueError; correct it") as error:
+        own_metric("own", ["my secret"], ["b"], ["c"])
+    assert "cannot read" not in "".join(traceback.format_exception(error.value))
 
 
 def test_a_bound_that_is_no_number_above_0_is_refused(registered: Callable[[str], None]) -> None:
