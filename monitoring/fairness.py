@@ -22,6 +22,7 @@ Floats = npt.NDArray[np.float64]
 class Fairness(BaseModel):
     """One gate over the segments of one column; `gap_upper` and `worst_lower` are the bounds that decide.
 
+    Numbers are None, and `worst` is empty, where fewer than two segments have rows enough.
     `worst_change` is how much better (worse, below 0) the challenger's worst segment is than the champion's worst.
     """
 
@@ -30,40 +31,64 @@ class Fairness(BaseModel):
     column: str
     metric: str
     segments: int
-    worst: str
-    champion_worst: float
-    challenger_worst: float
-    worst_change: float
-    worst_lower: float
-    champion_gap: float
-    challenger_gap: float
-    gap_upper: float
+    worst: str = ""
+    champion_worst: float | None = None
+    challenger_worst: float | None = None
+    worst_change: float | None = None
+    worst_lower: float | None = None
+    champion_gap: float | None = None
+    challenger_gap: float | None = None
+    gap_upper: float | None = None
     outcome: Literal["pass", "fail", "inconclusive"]
     why: str
 
 
 def fairness(slices: Mapping[str, Slice], settings: JudgingSettings) -> list[Fairness]:
-    """Return how even each gate is over the segments of each column that has two or more.
+    """Return how even each gate is over the segments of each column that has two or more with rows enough of it.
 
-    Raises InputError when Fairlearn is not installed, and when there is no such column.
+    One inconclusive result where there is no such column or gate. Raises InputError when Fairlearn is not installed.
     """
     columns: dict[str, dict[str, Slice]] = {}
     for name, part in slices.items():
         if part.kind == "segment":
             columns.setdefault(part.column or name.partition(" = ")[0], {})[name] = part
-    metrics = [metric for metric in settings.margins if metric not in ("calibration_error", "lm_eval")]
     found = [
-        _even(column, metric, parts, settings)
+        _of_column(column, metric, parts, settings)
         for column, parts in columns.items()
         if len(parts) > 1
-        for metric in metrics
+        for metric in fair_metrics(settings)
     ]
     if not found:
-        raise InputError(
+        why = (
             "judging.fairness is on, but no meta_ column has two segments with judging.segment_rows = "
-            f"{settings.segment_rows} rows and a gate: log such columns, lower it, or turn fairness off"
+            f"{settings.segment_rows} rows and a gate that is a mean of rows: log such columns, lower it, or turn "
+            "fairness off"
         )
+        return [_open("", "", 0, why)]
     return found
+
+
+def fair_metrics(settings: JudgingSettings) -> list[str]:
+    """Return the gates that fairness can be said of: those that are means of a segment's rows."""
+    return [metric for metric in settings.margins if metric not in ("calibration_error", "lm_eval")]
+
+
+def _of_column(column: str, metric: str, parts: Mapping[str, Slice], settings: JudgingSettings) -> Fairness:
+    """One gate over one column's segments, but those with fewer of the metric's own rows than judging.segment_rows."""
+    rows = {name: len(np.asarray(part.scores[metric].champion)) for name, part in parts.items()}
+    large = {name: part for name, part in parts.items() if rows[name] >= settings.segment_rows}
+    few = ", ".join(f"{name} ({rows[name]} rows)" for name in parts if name not in large)
+    without = f"; left out, fewer than judging.segment_rows = {settings.segment_rows}: {few}" if few else ""
+    if len(large) < 2:
+        why = f"fairness over {column}, {metric}: {len(large)} segments have rows enough, two are needed"
+        return _open(column, metric, len(large), why + without)
+    found = _even(column, metric, large, settings)
+    return found.model_copy(update={"why": found.why + without})
+
+
+def _open(column: str, metric: str, segments: int, why: str) -> Fairness:
+    """What is said where nothing can be."""
+    return Fairness(column=column, metric=metric, segments=segments, outcome="inconclusive", why=why)
 
 
 def _even(column: str, metric: str, parts: Mapping[str, Slice], settings: JudgingSettings) -> Fairness:

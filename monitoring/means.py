@@ -112,8 +112,8 @@ def _compared(gains: Gains, gain: float, error: float, found: Floats, bar: float
     rows, freedom = len(gains.values), len(gains.values) - 1
     return Comparison(
         gain,
-        max(min(lower, gain - gains.reach * -math.expm1(math.log(alpha) / rows)), -gains.reach) - gains.over,
-        min(upper, gains.reach) + gains.under,
+        max(min(lower, gain - gains.reach * -math.expm1(math.log(alpha) / rows)) - gains.over, -gains.reach),
+        min(upper + gains.under, gains.reach),
         max(_p((gain - gains.over - bar) / error, found, freedom), _unseen(gain - gains.over - bar, gains.reach, rows)),
         _p(-(gain + gains.under) / error, -found[::-1], freedom),
         error,

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from monitoring.errors import InputError
+from monitoring.feature_settings import FeatureSettings
 from monitoring.judging_settings import JudgingSettings
 from monitoring.regression import Check, Verdict, judge
 
@@ -21,7 +22,8 @@ SCORES_A is the champion's file, SCORES_B the challenger's: CSV, JSONL or Parque
 Columns: request_id; response and target, or scores: exact_match, token_f1, negative_log_likelihood, teacher_agreement,
 refusal_rate, confidence and correct (calibration_error); also slice, teacher_response, prompt, and meta_* for segments.
 The first word of a slice's name is its kind (fresh, golden, teacher_errors); any other is old. On fresh slices
-the challenger must be better, on the others not worse. Everything else: section [judging] of the settings file.
+the challenger must be better, on the others not worse. Everything else: section [judging] of the settings file, and
+its features.refusal.
 exit codes: 0 pass, 1 fail, 2 wrong use or bad input, 3 inconclusive.
 """
 
@@ -77,24 +79,27 @@ def _cells(check: Check) -> tuple[str, ...]:
 def _verdict(given: argparse.Namespace) -> Verdict:
     from monitoring import score_files
 
-    settings = _settings(given)
+    settings, refusal = _settings(given)
     champion, challenger = score_files.joined(score_files.read(given.champion), score_files.read(given.challenger))
-    slices, left_out = score_files.slices(champion, challenger, settings, given.kind)
+    slices, left_out = score_files.slices(champion, challenger, settings, given.kind, refusal)
     verdict = judge(slices, settings)
     return verdict.model_copy(update={"left_out": verdict.left_out + left_out})
 
 
-def _settings(given: argparse.Namespace) -> JudgingSettings:
-    """The settings file's, and over them what the options say."""
+def _settings(given: argparse.Namespace) -> tuple[JudgingSettings, str]:
+    """The settings file's, and over them what the options say; and its features.refusal."""
     chosen = {key: value for key in ("gates", "superior", "alpha") if (value := getattr(given, key)) is not None}
     try:
-        values = tomllib.loads(Path(given.config).read_text("utf-8")).get("judging", {}) if given.config else {}
-        return JudgingSettings.model_validate({**values, **chosen})
+        sections = tomllib.loads(Path(given.config).read_text("utf-8")) if given.config else {}
+        refusal = FeatureSettings.model_validate(
+            {key: value for key, value in sections.get("features", {}).items() if key == "refusal"}
+        ).refusal
+        return JudgingSettings.model_validate({**sections.get("judging", {}), **chosen}), refusal
     except ValidationError as error:
         told = "; ".join(
             f"{'.'.join(map(str, each['loc'])) or 'judging'}: {_plain(each['msg'])}" for each in error.errors()
         )
-        raise InputError(f"section [judging] and the options cannot be used: {told}") from error
+        raise InputError(f"section [judging], features.refusal and the options cannot be used: {told}") from error
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"--config {given.config!r} cannot be used: {error}") from error
 
@@ -113,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("champion", metavar="SCORES_A", help="what there is: the champion's scores")
     parser.add_argument("challenger", metavar="SCORES_B", help="what is to be judged: the challenger's scores")
-    parser.add_argument("--config", metavar="FILE", help="settings file with a section [judging]")
+    parser.add_argument("--config", metavar="FILE", help="settings file with a section [judging], and features.refusal")
     parser.add_argument("--kind", choices=("fresh", "old", "golden"), default="old",
                         help="of all rows, where there is no column slice (default: old)")  # fmt: skip
     parser.add_argument("--gates", metavar="NAME[=MARGIN],...", help="metrics that must not be worse: judging.gates")

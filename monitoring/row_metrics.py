@@ -68,8 +68,8 @@ def own_metric(
     function, place = _own(name)
     try:
         made = np.asarray(function(list(prompts), list(responses), list(targets)), np.float64)
-    except Exception as error:  # whatever somebody else's code raises
-        raise InputError(f"{place} failed: {type(error).__name__}: {error}; {_REMEDY}") from error
+    except Exception as error:  # whatever somebody else's code raises; what it says may hold a prompt
+        raise InputError(f"{place} failed: {type(error).__name__}; {_REMEDY}") from None
     if made.shape != (len(prompts),):
         raise InputError(f"{place} returned {made.shape} for {len(prompts)} rows, not one number each; {_REMEDY}")
     if bad := int((~np.isfinite(made)).sum()):

@@ -5,7 +5,9 @@ from importlib.util import find_spec
 import pandas as pd
 
 from distill import harness
+from distill.mixture import draw
 from monitoring.errors import InputError
+from monitoring.fairness import fair_metrics
 from monitoring.golden import golden_digest, read_golden
 from monitoring.judging_settings import JudgingSettings
 from monitoring.row_metrics import own_bound, own_metric
@@ -34,16 +36,23 @@ def digests(rows: pd.DataFrame | None, judging: JudgingSettings) -> dict[str, st
 
 
 def check_fairness(held_out: pd.DataFrame, judging: JudgingSettings) -> None:
-    """Raise InputError where fairness is asked for and cannot be said of these rows of the window."""
+    """Raise InputError where fairness is asked for and cannot be said of what judging draws of these rows."""
     if not judging.fairness:
         return
     if find_spec("fairlearn") is None:
         raise InputError(
             "judging.fairness needs Fairlearn: pip install 'redistill[fairness]', or turn judging.fairness off"
         )
+    if not fair_metrics(judging):
+        raise InputError(
+            "judging.fairness is on, but no gate is a mean of a segment's rows (judging.gates = "
+            f"{', '.join(judging.gates) or 'none'}): add one such as exact_match, or turn fairness off"
+        )
+    if len(held_out) > judging.max_rows:
+        held_out = held_out.iloc[draw(len(held_out), judging.max_rows, seed=0)]
     large = [column for _, column, chosen in segments(held_out) if chosen.sum() >= judging.segment_rows]
     if not any(large.count(column) > 1 for column in large):
         raise InputError(
             f"judging.fairness is on, but no meta_ column of the {len(held_out)} held-out rows has two segments of "
-            f" judging.segment_rows = {judging.segment_rows} rows: log such columns, lower it, or turn fairness off"
+            f"judging.segment_rows = {judging.segment_rows} rows: log such columns, lower it, or turn fairness off"
         )

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,70 @@ def test_every_metric_comes_from_its_columns_and_ready_scores_go_before_texts() 
     assert np.asarray(found["negative_log_likelihood"].challenger).tolist() == [1.5] * 10
 
 
+def test_rows_without_a_target_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = answers()
+    half = frame.assign(target=[None] * 500 + [*frame["target"][500:]])
+    for name in ("a", "b"):
+        half.to_parquet(tmp_path / f"{name}.parquet", index=False)
+    paths = [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]
+    assert regression_command.main(["--json", *paths]) == 0
+    verdict = json.loads(capsys.readouterr().out)
+    assert {check["rows"] for check in verdict["checks"]} == {500}
+    assert "500 of 1000 rows have no target, and no metric of them counts" in verdict["left_out"]
+    frame.assign(target="").to_parquet(paths[0])
+    frame.assign(target="").to_parquet(paths[1])
+    assert regression_command.main(paths) == 2
+    assert "no row has a target, and exact_match cannot be made without" in capsys.readouterr().err
+    assert regression_command.main(["--gates", "refusal_rate", "--superior", "", *paths]) == 0
+    assert "left out: target: no row has one" in capsys.readouterr().out
+
+
+def test_an_answer_that_is_null_is_refused_and_an_empty_one_is_an_answer() -> None:
+    frame = answers(10).set_index("request_id")
+    silent = frame.assign(response=[None] * 2 + [*frame["response"][2:]])
+    with pytest.raises(InputError, match="column response of the second file: 2 of 10 rows hold no text"):
+        score_files.slices(frame, silent, JudgingSettings())
+    found, _ = score_files.slices(frame, silent.fillna(""), JudgingSettings())
+    assert np.asarray(found["all rows"].scores["exact_match"].challenger)[:2].tolist() == [0, 0]
+
+
+def test_agreement_is_of_the_rows_of_which_the_teachers_answer_is_known() -> None:
+    frame = answers(10).set_index("request_id")
+    frame["teacher_response"] = [None] * 4 + [*frame["response"][4:]]
+    frame["meta_lang"] = ["de"] * 4 + ["en"] * 6
+    found, left_out = score_files.slices(frame, frame, JudgingSettings())
+    assert np.asarray(found["all rows"].scores["teacher_agreement"].champion).tolist() == [1.0] * 6
+    assert "teacher_agreement" not in found["meta_lang = de"].scores
+    assert left_out == ["teacher_agreement: 4 of 10 rows have no teacher_response"]
+
+
+def test_what_one_file_says_of_the_requests_holds_for_both() -> None:
+    frame = answers(10).set_index("request_id")
+    more = frame.assign(slice=["fresh"] * 5 + ["teacher errors"] * 5, meta_lang=["de", "en"] * 5)
+    plain = frame.drop(columns="target")
+    for pair in ((plain, more), (more, plain)):
+        found, _ = score_files.slices(*score_files.joined(*pair), JudgingSettings())
+        assert {name: part.kind for name, part in found.items()} == {
+            "fresh": "fresh", "teacher errors": "teacher_errors", "meta_lang = de": "segment",
+            "meta_lang = en": "segment",
+        }  # fmt: skip
+        assert "exact_match" in found["fresh"].scores
+
+
+def test_what_counts_as_a_refusal_comes_from_the_settings_file(
+    saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = answers()
+    config = tmp_path / "redistill.toml"
+    config.write_text('[features]\nuse = ["prompt_chars"]\nrefusal = "^NA$"\n')
+    assert regression_command.main(["--json", "--config", str(config), *saved(frame, frame)]) == 0
+    checks = {check["metric"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert checks["refusal_rate"]["champion"] == pytest.approx(1 - checks["exact_match"]["champion"])
+    config.write_text('[features]\nrefusal = "("\n')
+    assert regression_command.main(["--config", str(config), *saved(frame, frame)]) == 2
+    assert "refusal: is no regular expression" in capsys.readouterr().err
+
+
 # -- scores of texts --------------------------------------------------------------------------------------------------
 
 
@@ -332,6 +397,13 @@ def test_a_metric_of_ones_own_that_is_broken_is_named(
         own_metric("own", ["a"] * 3, ["b"] * 3, ["c"] * 3)
     assert "entry point own_metric_" in str(error.value)
     assert "leave it out of judging.own_metrics" in str(error.value)
+
+
+def test_what_a_broken_metric_says_of_a_prompt_is_not_told(registered: Callable[[str], None]) -> None:
+    registered("def own(prompts, *_):\n    raise ValueError(f'cannot read {prompts[0]}')\n")
+    with pytest.raises(InputError, match="failed: ValueError; correct it") as error:
+        own_metric("own", ["my secret"], ["b"], ["c"])
+    assert "cannot read" not in "".join(traceback.format_exception(error.value))
 
 
 def test_a_bound_that_is_no_number_above_0_is_refused(registered: Callable[[str], None]) -> None:

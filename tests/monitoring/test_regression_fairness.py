@@ -59,8 +59,27 @@ def test_a_gap_that_chance_may_have_made_stays_open() -> None:
 
 
 def test_without_two_segments_there_is_nothing_to_be_fair_over_and_it_says_so() -> None:
-    with pytest.raises(InputError, match="no meta_ column has two segments"):
-        verdict(segment("de", 0.7, 0.7), segment("en", 0.7, 0.7, 200))
+    found = verdict(segment("de", 0.7, 0.7), segment("en", 0.7, 0.7, 200))
+    assert (found.outcome, [one.outcome for one in found.fairness]) == ("inconclusive", ["inconclusive"])
+    assert "no meta_ column has two segments" in found.reason
+    assert type(found).model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize("known", [0, 1, 299])
+def test_segments_with_too_few_rows_of_the_metric_itself_are_left_out_and_named(known: int) -> None:
+    def agreeing(name: str, rows: int) -> tuple[str, Slice]:
+        label, part = segment(name, 0.7, 0.7)
+        agreement = part.scores["exact_match"].of(np.arange(2000) < rows)
+        return label, Slice("segment", {**part.scores, "teacher_agreement": agreement}, "meta_lang")
+
+    settings = JudgingSettings(fairness=True, gates=("exact_match", "teacher_agreement"))
+    parts = [agreeing("de", 2000), agreeing("en", 2000), agreeing("fr", known)]
+    first, second = verdict(*parts, settings=settings).fairness
+    assert (first.segments, second.segments) == (3, 2)
+    assert f"left out, fewer than judging.segment_rows = 300: meta_lang = fr ({known} rows)" in second.why
+    alone = verdict(parts[0], parts[2], settings=settings).fairness[1]
+    assert alone.outcome == "inconclusive"
+    assert "1 segments have rows enough, two are needed" in alone.why
 
 
 def test_without_fairlearn_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -260,6 +260,13 @@ def test_without_the_allowance_for_its_bias_a_worse_calibrated_challenger_would_
     assert np.mean([one.values.mean() - one.over for one in gains]) < -0.019
 
 
+def test_bounds_of_the_calibration_error_stay_on_its_scale() -> None:
+    wrong, right = np.tile([1.0, 0.0], (100, 1)), np.tile([1.0, 1.0], (100, 1))
+    (worse,) = together({"x": calibration_gains(right, wrong)}, -0.02)
+    (better,) = together({"x": calibration_gains(wrong, right)}, -0.02)
+    assert (worse.lower, better.upper) == (-1.0, 1.0)
+
+
 def test_equal_calibration_of_20000_rows_is_shown() -> None:
     rng = np.random.default_rng(7)
     found = together({str(run): calibration_gains(*answers(rng, 20_000, 0.0, 0.0)) for run in range(20)}, -0.02)

@@ -25,6 +25,17 @@ def test_fairness_needs_two_segments_of_one_column_with_enough_rows() -> None:
     judged_by.check_fairness(rows, JudgingSettings())
 
 
+@needs_fairlearn
+def test_fairness_is_looked_for_in_the_rows_that_judging_draws_and_needs_a_gate_of_rows() -> None:
+    rows = pd.DataFrame({"meta_region": ["north"] * 970 + ["south"] * 30})
+    few = FAIR.model_copy(update={"segment_rows": 30})
+    judged_by.check_fairness(rows, few)
+    with pytest.raises(InputError, match="no meta_ column of the 100 held-out rows has two segments of judging"):
+        judged_by.check_fairness(rows, few.model_copy(update={"max_rows": 100}))
+    with pytest.raises(InputError, match=r"no gate is a mean of a segment's rows \(judging.gates = calibration_error"):
+        judged_by.check_fairness(rows, few.model_copy(update={"gates": ("calibration_error",)}))
+
+
 def test_without_fairlearn_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "meta_path", [])
     for name in [name for name in sys.modules if name.partition(".")[0] == "fairlearn"]:
