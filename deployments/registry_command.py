@@ -167,7 +167,7 @@ def _told(registry: "Registry", version: "Version") -> dict[str, Any]:
         "served": _served(registry).get(version.version, []),
         "created": version.created.isoformat(timespec="seconds"),
         "verdict": tags.get("verdict", ""),
-        "approval": {key: text for key, text in sorted(tags.items()) if key.startswith("approv")},
+        "approval": {key: text for key, text in sorted(tags.items()) if key.startswith(("approv", "refused"))},
         "rolled_back": {key: tags[key] for key in ("rolled_back_at", "rollback_reason") if key in tags},
         "retrain_id": tags.get("retrain_id", ""),
         "mlflow_run": version.run_id,
@@ -184,7 +184,7 @@ def _told(registry: "Registry", version: "Version") -> dict[str, Any]:
         "other_tags": {
             key: text
             for key, text in sorted(tags.items())
-            if key not in SHOWN_ELSEWHERE and not key.startswith(("approv", "mlflow."))
+            if key not in SHOWN_ELSEWHERE and not key.startswith(("approv", "refused", "mlflow."))
         },
     }
 
