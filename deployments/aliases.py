@@ -118,11 +118,11 @@ def recover(client: Any, student: str, moves: str, *, undo: bool = False) -> str
         return ""
     champion = read(client, student).get("champion")
     if champion not in (move.before, move.to):
-        journal.mark(client, moves, move, "done")
+        journal.finish(client, moves, move)
         return f"the {move}, was cut short, and {_named(champion)} was set by hand since: that was left as it is"
     takes_back = undo and move.what == "promotion" and champion == move.before
     if not move.undone and (takes_back or not exists(client, student, move.to)):
-        journal.mark(client, moves, move, "undone")
+        journal.decide(client, moves, move, "undone")
     _carry_out(client, student, moves, move)
     done = "undone" if _undone(client, moves, move) else "completed"
     return f"the {move}, was cut short: it was {done}, the registry has {_named(read(client, student).get('champion'))}"
@@ -143,9 +143,11 @@ def _carry_out(client: Any, student: str, moves: str, move: Move) -> None:
             _write(client, student, latest)
         # Without a lock (on a server) a slow process may have overwritten what came after it: then again.
         again = journal.read(client, moves)[-1]
-        if (again.number, again.undone) == (latest.number, latest.undone):
-            break
-    journal.mark(client, moves, latest, "done")
+        if (again.number, again.undone) != (latest.number, latest.undone):
+            continue
+        if latest.undone or journal.decide(client, moves, latest, "kept"):
+            break  # else somebody decided in this very moment that it is undone
+    journal.finish(client, moves, latest)
 
 
 def _write(client: Any, student: str, move: Move) -> None:

@@ -76,8 +76,8 @@ def read(client: Any, journal: str) -> list[Move]:
     found = []
     for key, text in params.items():
         if key.startswith(PARAM) and key.count("/") == 1:
-            undone, done = (f"{key}/{end}" in params for end in ("undone", "done"))
-            found.append(Move(**json.loads(text), undone=undone, done=done))
+            undone = params.get(f"{key}/decided") == "undone"
+            found.append(Move(**json.loads(text), undone=undone, done=f"{key}/done" in params))
     return sorted(found, key=lambda move: move.number)
 
 
@@ -89,26 +89,32 @@ def unfinished(client: Any, journal: str) -> Move | None:
 
 def claim(client: Any, journal: str, move: Move) -> bool:
     """Writes a move down, which decides it; False when another one has its number."""
-    from mlflow.exceptions import MlflowException
-
     text = json.dumps({key: value for key, value in asdict(move).items() if key not in ("undone", "done")})
-    try:
-        client.log_param(journal, f"{PARAM}{move.number:04d}", text)
-    except MlflowException as error:
-        if error.error_code != "INVALID_PARAMETER_VALUE":
-            raise
+    _log_once(client, journal, f"{PARAM}{move.number:04d}", text)
     found = [each for each in read(client, journal) if each.number == move.number]
     return bool(found) and found[0].token == move.token
 
 
-def mark(client: Any, journal: str, move: Move, end: Literal["undone", "done"]) -> None:
-    """Writes down that a move shall be undone, or that all of it is carried out; once is enough."""
+def decide(client: Any, journal: str, move: Move, end: Literal["kept", "undone"]) -> bool:
+    """Writes down that a move is kept, or that it shall be undone; says whether it is so: who is first decides."""
+    key = f"{PARAM}{move.number:04d}/decided"
+    _log_once(client, journal, key, end)
+    return bool(client.get_run(journal).data.params[key] == end)
+
+
+def finish(client: Any, journal: str, move: Move) -> None:
+    """Writes down that all of a move is carried out; once is enough."""
+    _log_once(client, journal, f"{PARAM}{move.number:04d}/done", now())
+
+
+def _log_once(client: Any, journal: str, key: str, text: str) -> None:
+    """Writes a parameter, unless it has a value already, which it keeps."""
     from mlflow.exceptions import MlflowException
 
     try:
-        client.log_param(journal, f"{PARAM}{move.number:04d}/{end}", now())
+        client.log_param(journal, key, text)
     except MlflowException as error:
-        if error.error_code != "INVALID_PARAMETER_VALUE":  # somebody else wrote it at another moment
+        if error.error_code != "INVALID_PARAMETER_VALUE":
             raise
 
 

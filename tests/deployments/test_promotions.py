@@ -169,7 +169,7 @@ while True:
 """
 
 
-@pytest.mark.parametrize(("what", "writes"), [("promotion", 6), ("rollback", 6)])
+@pytest.mark.parametrize(("what", "writes"), [("promotion", 7), ("rollback", 7)])
 def test_after_a_sigkill_at_any_write_the_next_start_finds_a_whole_registry(
     what: str, writes: int, store: str, served: Served
 ) -> None:
