@@ -195,11 +195,6 @@ class Registry:
             for key, value in tags.items():
                 self.client.set_model_version_tag(self.student, version, key, value)
 
-    def describe(self, version: str, description: str) -> None:
-        """Writes a version's description anew; Markdown, of which the beginning is kept where it is too long."""
-        with explained(self.uri, f"describing version {version}"):
-            self.client.update_model_version(self.student, version, _shortened(description))
-
     def fetch(self, version: str, cache: Path, *, fresh: bool = True) -> Path:
         """The folder of a version's checkpoint: the store's own if it is on this machine, else a copy in `cache`.
 

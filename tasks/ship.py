@@ -182,7 +182,6 @@ def promote(run: Run, registry: Registry, version: str, tracker: Tracker | None 
             verify_checkpoint(registry.fetch(version, run.folder.parent.parent / "checkpoints"), found.tags)
             registry.promote(version, expected=before.version if before else None)
         registry.tag(version, approve.tags(run))
-        registry.describe(version, card.written(run, run.stage("train") / "student"))
         # As a run of its own: what is written offline cannot be gone on with.
         tracked = _track(tracker if later else None, run, "-profile", {}, later, folder / "wandb")
         return {"champion": version, "previous": before.version if before else None, **tracked}
