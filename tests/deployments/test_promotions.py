@@ -235,7 +235,8 @@ def test_what_was_changed_in_the_store_after_it_was_fetched_is_found(
     """By `verify` in a workspace, and by what is fetched for a promotion or a rollback."""
     checkpoint, cache = tmp_path / "student", tmp_path / "workspace" / "checkpoints"
     checkpoint.mkdir()
-    (checkpoint / "config.json").write_text('{"marked": "as it was registered"}')
+    marked = json.dumps({"marked": f"as it was registered in {store}"})  # other stores lie beside this one
+    (checkpoint / "config.json").write_text(marked)
     registry = connect(store, "", "tampered", 120)
     run = registry.record("r1", params={}, metrics=[], tags={}, artifacts=[])
     version = registry.register("r1", run, checkpoint, hashes(checkpoint))
@@ -243,7 +244,7 @@ def test_what_was_changed_in_the_store_after_it_was_fetched_is_found(
     command = ["verify", "1", "--uri", store, "--student", "tampered", "--workspace", str(tmp_path / "workspace")]
     assert main(command) == 0
     held = [path for path in tmp_path_factory.getbasetemp().rglob("config.json") if not path.is_relative_to(tmp_path)]
-    (kept,) = (path for path in held if "as it was registered" in path.read_text())
+    (kept,) = (path for path in held if path.read_text() == marked)
     kept.write_text('{"marked": "as nobody registered it"}')
     with pytest.raises(Failure, match=r"config.json has SHA-256 \w{64}, registered was \w{64}"):
         verify_checkpoint(registry.fetch("1", cache), version.tags)
