@@ -30,7 +30,7 @@ def promote(client: Any, student: str, moves: str, version: str, expected: str |
 
     Also when a rollback undid it before it served: without a lock (on a server) one can come between its writes.
     """
-    recover(client, student, moves)
+    number = _settled(client, student, moves)
     found = read(client, student)
     champion = found.get("champion")
     if champion == version:
@@ -40,7 +40,7 @@ def promote(client: Any, student: str, moves: str, version: str, expected: str |
     if champion != expected:
         raise _taken(client, student, moves, version, expected, champion)
     move = Move(
-        number=_next(client, moves),
+        number=number,
         what="promotion",
         before=champion,
         to=version,
@@ -71,7 +71,7 @@ def rollback(
         if _undone(client, moves, begun):
             raise _gone(student, f"version {begun.to} was to be put back", read(client, student).get("champion"))
         return str(begun.before), begun.to
-    recover(client, student, moves, undo=True)
+    number = _settled(client, student, moves, undo=True)
     found = read(client, student)
     champion = found.get("champion")
     if champion is None:
@@ -88,7 +88,7 @@ def rollback(
         )
     before = _tags(client, student, back).get("replaced")
     move = Move(
-        number=_next(client, moves),
+        number=number,
         what="rollback",
         before=champion,
         to=back,
@@ -184,8 +184,16 @@ def _point(client: Any, student: str, alias: str, version: str | None) -> None:
         client.delete_registered_model_alias(student, alias)
 
 
-def _next(client: Any, moves: str) -> int:
-    return len(journal.read(client, moves)) + 1
+def _settled(client: Any, student: str, moves: str, *, undo: bool = False) -> int:
+    """Finishes what is unfinished; returns the next move's number.
+
+    It is read before the aliases are: a move that comes between takes the number, and the claim fails.
+    """
+    while True:
+        recover(client, student, moves, undo=undo)
+        found = journal.read(client, moves)
+        if not found or found[-1].done:
+            return len(found) + 1
 
 
 def _undone(client: Any, moves: str, move: Move) -> bool:
