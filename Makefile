@@ -55,11 +55,12 @@ test-fast: $(STAMP) ## the tests that start no service and train no model
 sglang-cpu: $(SGLANG_STAMP) ## an environment with SGLang for a machine without a GPU, 2.2 GB
 test-sglang: $(STAMP) $(SGLANG_STAMP) ## the tests with a real SGLang server, on the CPU
 	$(PY) -m pytest -m sglang
-lint: $(STAMP) ## ruff, mypy, import-linter
+lint: $(STAMP) ## ruff, mypy, import-linter, and that every test can be imported
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
+	$(PY) -m pytest --collect-only -qq
 format: $(STAMP) ## let ruff put the code in order
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .

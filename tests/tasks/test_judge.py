@@ -14,7 +14,8 @@ from prefect import flow
 from demo.teacher import train_teacher
 from demo.tokenizer import train_tokenizer
 from distill import checkpoint
-from distill.settings import StudentSettings, TeacherSettings, TrainingSettings
+from distill.settings import StudentSettings, TrainingSettings
+from distill.teacher_settings import TeacherSettings
 from monitoring import traffic
 from monitoring.judging_settings import JudgingSettings
 from monitoring.settings import TrafficSettings
