@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from distill.settings import LOCATION, ONLY_ON_POLICY, Divergence, Section
+from distill.settings import LOCATION, ONLY_ON_POLICY, Divergence, Section, Words
 
 
 class OnPolicySettings(Section):
@@ -39,6 +39,13 @@ class OnPolicySettings(Section):
         (),
         description="sampler sglang: servers that are given the student's weights each round; empty: one is started "
         "[http://HOST:PORT]",
+        json_schema_extra=LOCATION,
+    )
+
+    server_options: Words = Field(
+        "",
+        description="sampler sglang without `on_policy.urls`: further words for the server that is started "
+        "[SGLang's options]",
         json_schema_extra=LOCATION,
     )
 

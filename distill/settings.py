@@ -1,8 +1,9 @@
 """What can be set about learning: the student and its training; teacher and mixture have files of their own."""
 
-from typing import Literal
+import shlex
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
@@ -22,6 +23,17 @@ Divergence = Literal[  # distill.loss.formulas has the formulas
     "total_variation",
 ]
 LossKernel = Literal["torch", "triton"]
+
+
+def _can_be_split(text: str) -> str:
+    try:
+        shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} cannot be split into words ({error}): write them as for a shell") from error
+    return text
+
+
+Words = Annotated[str, AfterValidator(_can_be_split)]  # of a command line, as one text; no shell ever sees it
 
 
 class Section(BaseModel):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from distill.settings import LOCATION, WHEN_SET, Device, Section
+from distill.settings import LOCATION, WHEN_SET, Device, Section, Words
 
 
 class TeacherSettings(Section):
@@ -68,6 +68,12 @@ class TeacherSettings(Section):
     serve: bool = Field(
         False,
         description="sglang: a retrain starts a server itself when it has to ask, and stops it [true, false]",
+        json_schema_extra=LOCATION,
+    )
+    server_options: Words = Field(
+        "",
+        description="with `teacher.serve`: further words for that server, such as --tensor-parallel-size 4 "
+        "[SGLang's options]",
         json_schema_extra=LOCATION,
     )
     api_key_secret: str = Field(

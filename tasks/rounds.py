@@ -1,5 +1,6 @@
 """On-policy training: the student answers, the teacher scores, the student learns, in rounds (distill.rounds.loop)."""
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -90,7 +91,8 @@ def _sampler(teaching: Teaching, start: Path) -> "Iterator[Sampler]":
                 from deployments.sglang.server import Options, device_of, serving
 
                 get_run_logger().info("starting an SGLang server for the student %s", start)
-                options = Options(model=str(start), device=device_of(teaching.teacher.device), api_key=key)
+                device, words = device_of(teaching.teacher.device), shlex.split(teaching.on_policy.server_options)
+                options = Options(model=str(start), device=device, api_key=key, extra=words)
                 started.append(stack.enter_context(serving(options)).url)
             return started
 

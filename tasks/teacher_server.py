@@ -1,5 +1,6 @@
 """The SGLang server of settings with `teacher.serve`: started by who asks first, taken down when the flow ends."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -72,7 +73,8 @@ def _started(teacher: TeacherSettings, folder: str, api_key: str) -> tuple[str, 
     with held.starting:
         if held.served is None or held.served.process.poll() is not None:  # none yet, or it has ended by itself
             get_run_logger().info("starting an SGLang server for teacher %s", folder)
-            options = Options(model=folder, device=device_of(teacher.device), api_key=api_key)
+            words = shlex.split(teacher.server_options)
+            options = Options(model=folder, device=device_of(teacher.device), api_key=api_key, extra=words)
             held.served = held.stack.enter_context(serving(options))
             get_run_logger().info("teacher ready at %s after %.0f s", held.served.url, held.served.seconds_to_ready)
         return (held.served.url,)

@@ -31,6 +31,8 @@ from distill.teachers.servers import Refused, Servers, Spent, is_address
 from distill.teachers.spoken import Spoken
 
 _Prompt: TypeAlias = NDArray[np.int32]
+# Samples are of all tokens, where a server would else take the top_p that the model recommends; TGI refuses a 1.
+_TOP_P = 0.999999
 _PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 
 
@@ -179,8 +181,8 @@ class _Job:
             **said,
             teacher.limit_name: teacher.max_new_tokens,
             "temperature": drawn.temperature if drawn else 0.0,
-            # The likeliest token is the same whatever top_p is, and TGI refuses a request that says 1.
-            **({"top_p": 1.0, "seed": drawn.seed} if drawn else {}),
+            # The likeliest token is the same whatever top_p is.
+            **({"top_p": _TOP_P, "seed": drawn.seed} if drawn else {}),
         }
 
     def _within_limit(self, tokens: int | None) -> None:

@@ -15,7 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deployments.bento.build import SERVICE, Bento
+from deployments.bento.build import Bento
+from deployments.bento.builder import SERVICE
 from deployments.bento.smoke import Server
 from deployments.errors import Failure, InputError
 

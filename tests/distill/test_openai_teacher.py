@@ -89,7 +89,7 @@ class TestWhatIsAsked:
         assert load_tokenizer(tiny_checkpoint).decode(signal.answer, skip_special_tokens=True) == "billing"
         assert seen == [{
             "path": "/v1/completions", "model": "big", "prompt": "log in", "max_tokens": NEW,
-            "temperature": 0.7, "top_p": 1.0, "seed": 5,
+            "temperature": 0.7, "top_p": 0.999999, "seed": 5,
         }]  # fmt: skip
         assert teacher.sampling == "openai:completions:drawn:temperature=0.7:seed=5:max_new_tokens=8"
         assert teacher.spent.unbilled == 1

@@ -139,6 +139,7 @@ ON_SERVERS = (
         (("--training.attention_weight", "1"), "attention maps are not stored"),
         (("--training.temperature", "2"), "temperature 1 alone"),
         (("--teacher.backend", "sglang", "--teacher.serve", "true", "--teacher.urls", "http://a:1"), "asks no other"),
+        (("--teacher.server_options", "--log-level 'warning"), "cannot be split into words"),
         (
             (*ON_SERVERS, "--on_policy.urls", "http://b:1,http://a:1/"),
             "http://a:1 would be given the student's weights",

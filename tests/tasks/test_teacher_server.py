@@ -11,18 +11,20 @@ import pytest
 from prefect.logging import disable_run_logger
 
 from deployments.sglang import server
-from deployments.sglang.server import Options, Served
+from deployments.sglang.server import Options, Served, argv
 from distill.teacher_settings import TeacherSettings
 from tasks import teacher_server
 
 
-def test_a_server_that_has_ended_by_itself_is_started_again_when_it_is_needed_next(
+def test_a_server_that_has_ended_by_itself_is_started_again_with_its_options_when_it_is_needed_next(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     started: list[Any] = []
+    told: list[Options] = []
 
     @contextmanager
     def serving(options: Options) -> Iterator[Served]:
+        told.append(options)
         with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
             started.append(process)
             try:
@@ -31,7 +33,10 @@ def test_a_server_that_has_ended_by_itself_is_started_again_when_it_is_needed_ne
                 process.kill()
 
     monkeypatch.setattr(server, "serving", serving)
-    asked = teacher_server.addresses(TeacherSettings(backend="sglang", serve=True, device="cpu"), "model", "")
+    teacher = TeacherSettings(
+        backend="sglang", serve=True, device="cpu", server_options="--tensor-parallel-size 2 --log-level 'warning'"
+    )
+    asked = teacher_server.addresses(teacher, "model", "")
     assert callable(asked)
     with disable_run_logger(), teacher_server.taken_down_afterwards():
         assert asked() == asked() == ("http://127.0.0.1:1",)
@@ -39,3 +44,6 @@ def test_a_server_that_has_ended_by_itself_is_started_again_when_it_is_needed_ne
         started[0].wait(60)
         assert asked() == asked() == ("http://127.0.0.1:2",)
     assert [process.poll() is None for process in started] == [False, False]
+    assert [argv(options, 1)[-4:] for options in told] == [
+        ["--tensor-parallel-size", "2", "--log-level", "warning"]
+    ] * 2
