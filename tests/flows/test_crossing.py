@@ -14,7 +14,7 @@ from distill import mixture
 from distill.errors import InputError
 from distill.prompts import load_tokenizer
 from distill.signals import SignalStore
-from flows import summary
+from flows import words
 from flows.retrain import retrain
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -107,7 +107,7 @@ def test_what_was_aligned_is_in_the_manifest_and_told(ended: Ended) -> None:
         rows = mixture.load(ended.stage(one, "signals") / "mixture.safetensors")
         assert rows.alignment is not None
         assert len(rows.alignment.answers) == found["answer_tokens"]
-        assert f"{found['aligned_share']:.1%} of {found['answer_tokens']} answer tokens" in summary._told(
+        assert f"{found['aligned_share']:.1%} of {found['answer_tokens']} answer tokens" in words.of_stage(
             "signals", one
         )
 

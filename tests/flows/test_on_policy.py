@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from flows import settings
-from flows.summary import _training
+from flows.words import training
 from monitoring.ledger import Ledger
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(1800)]
@@ -59,7 +59,7 @@ def test_a_champion_is_made_in_rounds_and_what_they_cost_is_said(ended: tuple[An
         Ledger(workspace.folder / "decisions.db").bought(now)
         >= came["bought_tokens"] + signals["result"]["bought_tokens"]
     )
-    assert f"{came['on_policy']['own_rows']} answers of its own in 2 rounds" in _training(result["training"])
+    assert f"{came['on_policy']['own_rows']} answers of its own in 2 rounds" in training(result["training"])
     steps = [json.loads(line)["step"] for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, came["steps"] + 1))
 
