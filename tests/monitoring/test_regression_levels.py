@@ -27,6 +27,12 @@ def test_no_chance_of_a_row_to_change_lets_a_challenger_on_the_bar_pass_above_al
     assert size > 0.035, "and it is as large as the steps of counts allow"
 
 
+@pytest.mark.parametrize(("rows", "bar"), [(35, 0.0), (245, 0.0), (89, -0.02), (80, -0.05)])
+def test_not_even_where_nearly_all_rows_change_and_the_largest_chance_is_a_narrow_peak(rows: int, bar: float) -> None:
+    chances = np.linspace(1e-4, (1 + bar) / 2 - 1e-4, 1500) - bar
+    assert max(passes(rows, loss + bar, loss, bar) for loss in chances) <= ALPHA
+
+
 def test_the_score_alone_passes_more_than_alpha_where_few_rows_change() -> None:
     assert passes(300, 0.0, 0.02, -0.02, exact=False) > 0.06
     assert passes(300, 0.0, 0.02, -0.02) <= ALPHA
