@@ -3,11 +3,11 @@
 Of n rows some are gained (wrong before, right now), some lost, and the others say nothing. With p and q the chances of
 the two, p - q is what is asked about and q is a nuisance. Tables are ordered by Tango's score statistic, and the
 p-value of `p - q <= delta` is the largest chance, over q, of a table at least as extreme as the one seen: no
-approximation stands between the level and the truth, however few rows changed. The region is convex (one more gained row
-or one lost less never leaves it), so that the largest chance lies on p - q = delta (Röhmel and Mansmann, Biometrical
-Journal 41 (1999), 149-170). q is looked for only in its own 1 - 1e-6 confidence interval, and 1e-6 is added (Berger and
-Boos, JASA 89 (1994), 1012-1016): on a grid, and on a finer one around what is largest there, without which a level of 0.05
-was exceeded by up to 0.001. Bounds are where the same test turns.
+approximation stands between the level and the truth, however few rows changed. The region is convex (one more gained
+row or one lost less never leaves it), so that the largest chance lies on p - q = delta (Röhmel and Mansmann,
+Biometrical Journal 41 (1999), 149-170). q is looked for only in its own 1 - 1e-6 confidence interval, and 1e-6 is added
+(Berger and Boos, JASA 89 (1994), 1012-1016): on a grid, and on a finer one around what is largest there, without which
+a level of 0.05 was exceeded by up to 0.001. Bounds are where the same test turns.
 """
 
 import math

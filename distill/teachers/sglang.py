@@ -108,7 +108,8 @@ class SGLangTeacher(OfCheckpoint):
         return min(vocabulary_size(self.tokenizer), int(self._config.vocab_size))
 
     def _terms(self) -> Terms:
-        return Terms(self, self._stops, self._vocabulary, int(self._config.hidden_size), self.job_seconds)
+        outputs, width = int(self._config.vocab_size), int(self._config.hidden_size)
+        return Terms(self, self._stops, self._vocabulary, outputs, width, self.job_seconds)
 
     def _job(self, servers: Servers, ends: float) -> Job:
         return Job(self._terms(), servers, ends)

@@ -37,6 +37,7 @@ class Terms:
     teacher: OfCheckpoint
     stops: Sequence[int]
     vocabulary: int  # tokens that a text can have
+    outputs: int  # of the model's last layer, padding included
     width: int  # of the final states
     job_seconds: float
 
@@ -142,6 +143,7 @@ class Job:
             max_new_tokens=teacher.max_new_tokens,
             stops=self.terms.stops,
             vocabulary=self.terms.vocabulary,
+            outputs=self.terms.outputs,
             top_k=teacher.top_k,
             weights=self.weights.weight_version,
         )

@@ -27,6 +27,7 @@ class Asked:
     max_new_tokens: int
     stops: Sequence[int]
     vocabulary: int  # ids of tokens are below it
+    outputs: int  # of the model's last layer; those from `vocabulary` on are padding, which no text has
     top_k: int
     weights: str  # version that the server said it has
 
@@ -42,7 +43,7 @@ def answer_of(reply: Any, asked: Asked) -> tuple[NDArray[np.int32], NDArray[np.f
     _require(not ends[:-1].any(), "no stop token before the end", f"one at {ends.argmax()} of {len(answer)}")
     whole = ends[-1] or len(answer) == asked.max_new_tokens
     _require(whole, "an answer that ends with a stop token or at its longest", f"{meta.get('finish_reason')}")
-    _inside(answer, asked)
+    _inside(answer, asked.vocabulary)
     _probable(kept)
     return answer.astype(np.int32), kept
 
@@ -50,17 +51,37 @@ def answer_of(reply: Any, asked: Asked) -> tuple[NDArray[np.int32], NDArray[np.f
 def topk_of(reply: Any, answer: NDArray[np.int32], asked: Asked, side: str = "output") -> Signal:
     """Return the likeliest k tokens of each answer token with the mass outside; Failure for what cannot be right.
 
-    side: "output" for an answer that the server made, "input" for one that was sent.
+    side: "output" for an answer that the server made, "input" for one that was sent. Padding that is among the
+    likeliest counts as mass outside, of which another token in its place has an even share.
     """
     ids, logprobs = _kept(reply["meta_info"], (len(answer), asked.top_k), side)
-    _inside(ids, asked)
+    _inside(ids, asked.outputs)
     _probable(logprobs)
     _require(bool((np.diff(np.sort(ids, 1), axis=1) > 0).all()), "different tokens", "one of them twice")
     mass = np.exp(logprobs.astype(np.float64)).sum(1)
     _require(mass.max() <= 1 + _MOST, f"probabilities that add up to at most 1 + {_MOST}", f"{mass.max()}")
+    if (ids >= asked.vocabulary).any():
+        ids, logprobs = _without_padding(ids, logprobs, asked)
+        mass = np.exp(logprobs.astype(np.float64)).sum(1)
     # Rounding of a server in bfloat16 may exceed 1 by less than that: no tail is left then.
     tail = np.maximum(1 - mass, 0).astype(np.float32)
     return Signal(answer, ids, np.maximum(logprobs, _LEAST).astype(np.float16), tail)
+
+
+def _without_padding(
+    ids: NDArray[Any], logprobs: NDArray[np.float32], asked: Asked
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Put other tokens, last of their row, where padding stands: with their even share of the mass outside."""
+    ids, logprobs = ids.copy(), logprobs.copy()
+    for row in np.flatnonzero((ids >= asked.vocabulary).any(1)):
+        real = ids[row] < asked.vocabulary
+        least, kept = logprobs[row].min(), logprobs[row][real]
+        others = np.setdiff1d(np.arange(min(2 * asked.top_k, asked.vocabulary)), ids[row])[: (~real).sum()]
+        share = max(1 - np.exp(kept.astype(np.float64)).sum(), 0.0) / (asked.vocabulary - len(kept))
+        each = min(float(np.log(max(share, np.finfo(np.float64).tiny))), least)  # a likelier one would be among them
+        ids[row] = np.concatenate([ids[row][real], others])
+        logprobs[row] = np.concatenate([kept, np.full(len(others), each, np.float32)])
+    return ids, logprobs
 
 
 def _kept(meta: Any, expected: tuple[int, int], side: str) -> tuple[NDArray[Any], NDArray[np.float32]]:
@@ -177,9 +198,9 @@ def _floats(raw: bytes, dtype: str) -> NDArray[np.float32]:
     return found
 
 
-def _inside(ids: NDArray[Any], asked: Asked) -> None:
-    wrong = (ids < 0) | (ids >= asked.vocabulary)
-    _require(not wrong.any(), f"token ids in [0, {asked.vocabulary})", f"{ids[wrong][:1]}")
+def _inside(ids: NDArray[Any], end: int) -> None:
+    wrong = (ids < 0) | (ids >= end)
+    _require(not wrong.any(), f"token ids in [0, {end})", f"{ids[wrong][:1]}")
 
 
 def _probable(logprobs: NDArray[np.float32]) -> None:

@@ -146,7 +146,7 @@ def test_rows_that_the_teacher_cannot_take_are_refused_by_name(
 
 
 ANSWER = np.array([4, 9, 1], np.int32)
-ASKED = Asked(prompt_tokens=5, max_new_tokens=1, stops=[1], vocabulary=10, top_k=2, weights="student-1")
+ASKED = Asked(prompt_tokens=5, max_new_tokens=1, stops=[1], vocabulary=10, outputs=12, top_k=2, weights="student-1")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from distill.teachers.servers import Server, Servers
 from distill.teachers.sglang_job import Job, reading
 from distill.teachers.sglang_replies import Asked, answer_of, answer_states_of, states_of, topk_of
 
-ASKED = Asked(prompt_tokens=5, max_new_tokens=4, stops=[1], vocabulary=10, top_k=2, weights="default")
+ASKED = Asked(prompt_tokens=5, max_new_tokens=4, stops=[1], vocabulary=10, outputs=12, top_k=2, weights="default")
 LOGPROBS = np.log(np.array([[0.5, 0.25], [0.9, 0.05], [0.6, 0.4]], np.float32))
 IDS = np.array([[4, 7], [2, 3], [1, 9]], np.int32)
 
@@ -52,6 +52,14 @@ def test_a_sound_reply_is_an_answer_with_its_top_k_and_the_mass_outside() -> Non
     np.testing.assert_allclose(found.tail, [0.25, 0.05, 0.0], atol=1e-6)
 
 
+def test_padding_among_the_likeliest_counts_as_mass_outside_of_which_another_token_has_an_even_share() -> None:
+    found = read(reply(output_top_logprobs_idx_flat_b64=packed(np.array([[11, 7], [2, 3], [10, 11]], np.int32))))
+    assert found.ids.tolist() == [[7, 0], [2, 3], [0, 1]]
+    expected = [[0.25, 0.75 / 9], [0.9, 0.05], [0.1, 0.1]]
+    np.testing.assert_allclose(np.exp(found.logprobs.astype(float)), expected, rtol=2e-3)
+    np.testing.assert_allclose(found.tail, [0.75 * 8 / 9, 0.05, 0.8], atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -69,7 +77,7 @@ def test_a_sound_reply_is_an_answer_with_its_top_k_and_the_mass_outside() -> Non
         ({"output_top_logprobs_val_flat_b64": packed(LOGPROBS * np.float32("nan"))}, "finite log-probabilities"),
         ({"output_top_logprobs_val_flat_b64": packed(LOGPROBS / 4)}, "add up to at most 1"),
         ({"output_top_logprobs_val_flat_b64_dtype": "float64"}, "as one of float32"),
-        ({"output_top_logprobs_idx_flat_b64": packed(IDS + 9)}, "token ids in"),
+        ({"output_top_logprobs_idx_flat_b64": packed(IDS + 9)}, r"expected token ids in \[0, 12\), got \[13\]"),
         ({"output_top_logprobs_idx_flat_b64": packed(IDS * 0)}, "different tokens"),
         ({"output_token_logprobs": [[0.5, 4, None]] * 3}, "log-probabilities <= 0"),
     ],
