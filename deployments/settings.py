@@ -1,9 +1,9 @@
 """What can be set about shipping: the registry, promotion and the Bento."""
 
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.config import JsonDict
 
 LOCATION: JsonDict = {"location": True}  # where a thing lies, not what comes out: no part of a request's identity
@@ -125,6 +125,15 @@ class PackagingSettings(Section):
         pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$",
         description="environment variable with the key of the service (`Authorization: Bearer KEY`); empty: no key",
     )
+
+    @model_validator(mode="after")
+    def _a_whole_request_can_wait(self) -> Self:
+        if self.max_prompts > self.max_waiting:
+            raise ValueError(
+                f"max_prompts = {self.max_prompts} is more than max_waiting = {self.max_waiting}: such a request could "
+                "hardly ever wait; lower the one or raise the other"
+            )
+        return self
 
     @field_validator("format")
     @classmethod

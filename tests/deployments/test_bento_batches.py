@@ -20,12 +20,13 @@ class Gate:
 
     def __init__(self, engine: TorchEngine) -> None:
         self.engine, self.open, self.fail = engine, threading.Event(), threading.Event()
+        self.fail_decoding = False
         self.shapes: list[tuple[int, int]] = []  # (rows, new tokens) of each step
         self.open.set()
 
     def forward(self, tokens: Any, mask: Any, past: Past) -> Any:
         assert self.open.wait(60)
-        if self.fail.is_set():
+        if self.fail.is_set() or (self.fail_decoding and past is not None):
             raise MemoryError("no memory")
         self.shapes.append(tokens.shape)
         return self.engine.forward(tokens, mask, past)
@@ -137,6 +138,43 @@ def test_more_prompts_than_may_wait_are_refused_and_none_of_them_is_taken(
     for one in first:
         one.answer()
     assert decoder.healthy(60)
+
+
+def test_prompts_that_nobody_waits_for_any_more_keep_nobody_out(decoder: Decoder, gate: Gate, text: Text) -> None:
+    gate.open.clear()
+    answered, waiting = ([Asked(text.encode(["a"])[0], 2) for _ in range(count)] for count in (4, 16))
+    decoder.submit([one.row for one in answered])
+    _until(lambda: not decoder._waiting, threading.Event())
+    decoder.submit([one.row for one in waiting])
+    with pytest.raises(Overloaded):
+        decoder.submit([Asked(text.encode(["b"])[0], 2).row])
+    for one in waiting:
+        one.row.given_up = True
+    later = [Asked(text.encode(["b"])[0], 2) for _ in range(16)]
+    decoder.submit([one.row for one in later])
+    gate.open.set()
+    for one in later:
+        assert one.answer()
+
+
+def test_a_row_that_was_finished_when_a_step_failed_has_its_answer_and_is_told_once(
+    decoder: Decoder, gate: Gate, text: Text
+) -> None:
+    told: list[tuple[bool, bool]] = []
+    prompt = text.encode(["a"])[0]
+    short = Asked(prompt, 1)
+    short.row.told = lambda row: told.append((row.finished, row.failed is not None))
+    long = Asked(prompt, 10_000)
+    decoder.stops = frozenset()
+    gate.open.clear()
+    decoder.submit([short.row, long.row])
+    gate.fail_decoding = True  # the prompts are read together, and the first step after that fails
+    gate.open.set()
+    assert long.done.wait(60)
+    assert isinstance(long.row.failed, MemoryError)
+    assert told == [(True, False)]
+    assert short.row.failed is None
+    assert len(short.row.answer) == 1
 
 
 def test_a_step_that_fails_fails_its_rows_and_the_next_are_answered(decoder: Decoder, gate: Gate, text: Text) -> None:

@@ -143,9 +143,14 @@ def test_a_request_that_misses_its_deadline_gets_504_and_leaves_its_places(clien
 
 
 def test_what_is_streamed_is_what_generate_answers(client: httpx.Client, prompts: list[str]) -> None:
+    out = 'student_tokens_total{direction="out"}'
+    before = _metric(client, out)
     whole = client.post("/generate", json={"prompts": prompts}).json()
+    between = _metric(client, out)
     events = _events(client, prompts=prompts)
+    assert _metric(client, out) - between == between - before > 0
     answers = {data["index"]: data for name, data in events if name == "answer"}
+    assert sorted(data["index"] for name, data in events if name == "answer") == list(range(len(prompts)))
     for at, row in enumerate(whole):
         pieces = [data["text"] for name, data in events if name == "text" and data["index"] == at]
         assert "".join(pieces) == answers[at]["response"] == row["response"]
@@ -215,8 +220,9 @@ def test_without_the_key_nothing_is_answered_but_health_and_metrics(locked: Serv
                 assert reply.status_code == 401
                 assert reply.headers["www-authenticate"] == "Bearer"
         assert _post(client, b"{").status_code == 401  # before anything is read
-        right = {"Authorization": f"Bearer {locked.key}"}
-        assert client.post("/generate", json={"prompts": ["a"]}, headers=right).status_code == 200
+        for scheme in ("Bearer", "bearer"):
+            right = {"Authorization": f"{scheme} {locked.key}"}
+            assert client.post("/generate", json={"prompts": ["a"]}, headers=right).status_code == 200
         assert [client.get(path).status_code for path in ("/livez", "/readyz", "/metrics")] == [200] * 3
     assert locked.key not in locked.log.read_text()
 

@@ -140,6 +140,7 @@ ON_SERVERS = (
         (("--training.temperature", "2"), "temperature 1 alone"),
         (("--teacher.backend", "sglang", "--teacher.serve", "true", "--teacher.urls", "http://a:1"), "asks no other"),
         (("--teacher.server_options", "--log-level 'warning"), "cannot be split into words"),
+        (("--packaging.max_waiting", "4"), "max_prompts = 256 is more than max_waiting = 4"),
         (
             (*ON_SERVERS, "--on_policy.urls", "http://b:1,http://a:1/"),
             "http://a:1 would be given the student's weights",

@@ -76,11 +76,11 @@ class Desk:
         told, outcome = [""] * len(work.rows), "gone"
         try:
             async with work.leaving():
-                async for at, row in work.news():
-                    if piece := _new_text(self.text.decode(list(row.answer)), told[at], row.finished):
+                async for at, row, finished in work.news():
+                    if piece := _new_text(self.text.decode(list(row.answer)), told[at], finished):
                         told[at] += piece
                         yield _event("text", {"index": at, "text": piece})
-                    if row.finished:
+                    if finished:
                         yield _event("answer", {"index": at, **self._answer(row)})
                 outcome = "answered"
         except Refusal as refusal:
@@ -127,26 +127,28 @@ class _Work:
 
     def __init__(self, prompts: list[list[int]], limit: int, deadline: float, every_token: bool) -> None:
         loop = asyncio.get_running_loop()
-        self._grown, self.deadline = asyncio.Queue[Row](), deadline
+        self._grown, self.deadline = asyncio.Queue[tuple[Row, bool]](), deadline
 
         def told(row: Row) -> None:
+            # Whether it has ended is asked here, by the thread that ends it: later it may have, with tokens to come.
             if row.finished or every_token:
-                loop.call_soon_threadsafe(self._grown.put_nowait, row)
+                loop.call_soon_threadsafe(self._grown.put_nowait, (row, row.finished))
 
         self.rows = [Row(prompt, limit, told) for prompt in prompts]
 
-    async def news(self) -> AsyncIterator[tuple[int, Row]]:
-        """Yield (number, row) of those that have grown, until all are finished; raises Refusal past the deadline."""
+    async def news(self) -> AsyncIterator[tuple[int, Row, bool]]:
+        """Yield (number, row, whether that was its last time) of those that have grown, until all are finished.
+
+        Raises Refusal past the deadline.
+        """
         left = {row: at for at, row in enumerate(self.rows)}
         while left:
             try:
                 async with asyncio.timeout(self.deadline - time.monotonic()):
-                    row = await self._grown.get()
+                    row, finished = await self._grown.get()
             except TimeoutError:
                 raise Refusal(504, "not answered by the deadline of the request (deadline_ms)") from None
-            if row in left:
-                at = left.pop(row) if row.finished else left[row]
-                yield at, row
+            yield left.pop(row) if finished else left[row], row, finished
 
     async def wait_for_all(self, request: Request) -> None:
         """Return when all rows are finished; raises Refusal past the deadline, and when the client goes away."""

@@ -38,7 +38,7 @@ class Row:
 
     prompt: list[int]
     limit: int  # new tokens at most
-    told: Callable[["Row"], None]
+    told: Callable[["Row"], None]  # never again once it is finished
     answer: list[int] = field(default_factory=list)  # stop token included
     logprobs: list[float] = field(default_factory=list)  # of the answer's tokens [nats]
     finished: bool = False
@@ -84,10 +84,16 @@ class Decoder:
     def submit(self, rows: Sequence[Row]) -> None:
         """Let rows wait for their turn; raises Overloaded, and takes none, when too many would wait."""
         with self._changed:
+            self._forget()
             if len(self._waiting) + len(rows) > self.max_waiting and (self._waiting or self.running):
                 raise Overloaded(f"{len(self._waiting)} prompts wait already")
             self._waiting.extend(rows)
             self._changed.notify()
+
+    def _forget(self) -> None:
+        """Let nobody wait for whom nobody waits; to be called with the lock."""
+        if any(row.given_up for row in self._waiting):
+            self._waiting = deque(row for row in self._waiting if not row.given_up)
 
     @property
     def running(self) -> int:
@@ -122,7 +128,9 @@ class Decoder:
                 if not any(row.active for row in group.rows):
                     del self.groups[bucket]
             turn += 1
-            self.seen.waiting(len(self._waiting), self.running)
+            with self._changed:
+                self._forget()
+                self.seen.waiting(len(self._waiting), self.running)
 
     def _rearrange(self) -> None:
         """Let those who wait join the rows of their bucket, and those leave for whom nothing is left to be done."""
@@ -143,11 +151,9 @@ class Decoder:
     def _admitted(self) -> list[list[Row]]:
         """Return the rows that now get a place, oldest first, those to be read together in one list."""
         with self._changed:
-            free, chosen = self.max_batch_size - self.running, list[Row]()
-            while self._waiting and len(chosen) < free:
-                row = self._waiting.popleft()
-                if not row.given_up:
-                    chosen.append(row)
+            self._forget()
+            free = max(self.max_batch_size - self.running, 0)
+            chosen = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
         batches: list[list[Row]] = []
         open_batch: dict[tuple[int, int], list[Row]] = {}
         for row in chosen:
@@ -164,8 +170,8 @@ class Decoder:
         return _bucket(len(row.prompt) + row.limit, GROUP_BUCKET)
 
     def _guarded(self, rows: list[Row], work: Callable[[], None]) -> None:
-        """Work on rows and tell them; what goes wrong fails them and no others."""
-        rows = list(rows)
+        """Work on rows and tell them; what goes wrong fails those that are not finished yet, and no others."""
+        rows = [row for row in rows if row.active]
         try:
             work()
         except Exception as error:  # out of memory, say: whoever asked is told, and others are answered

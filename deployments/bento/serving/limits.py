@@ -5,6 +5,7 @@ refusal names the field and what is wrong with it, and quotes nothing that was s
 """
 
 import hmac
+import os
 import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -111,10 +112,25 @@ def _told(loc: tuple[int | str, ...], model: type[Asked]) -> list[int | str]:
     return [part if isinstance(part, int) or part in model.model_fields else "(unknown field)" for part in loc]
 
 
+def key_of(variable: str) -> str:
+    """Return the key that requests must show, from the environment; raises RuntimeError when it should be there."""
+    key = os.environ.get(variable, "").strip() if variable else ""  # files of secrets end with a line end
+    if variable and not key:
+        raise RuntimeError(f"the environment variable {variable} (packaging.api_key_env) holds no key: set it")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise RuntimeError(
+            f"the key in the environment variable {variable} (packaging.api_key_env) cannot stand in a header: use "
+            "printable ASCII without spaces"
+        )
+    return key
+
+
 def check_key(header: str | None, key: str) -> None:
     """Raise Refusal (401) unless there is no key to know, or `header` is "Bearer KEY"."""
+    scheme, _, shown = (header or "").partition(" ")
     # Compared as bytes: compare_digest refuses text beyond ASCII.
-    if key and not hmac.compare_digest((header or "").encode("utf-8", "replace"), f"Bearer {key}".encode()):
+    known = hmac.compare_digest(shown.strip().encode("utf-8", "replace"), key.encode())
+    if key and not (known and scheme.lower() == "bearer"):  # RFC 9110: a scheme's case says nothing
         raise Refusal(
             401, "the Authorization header is not 'Bearer' and the key of this service", www_authenticate="Bearer"
         )

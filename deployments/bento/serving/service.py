@@ -19,7 +19,7 @@ from .app import Desk, application
 from .batches import Decoder, Row
 from .counters import Counters
 from .engines import engine
-from .limits import Limits, request_model
+from .limits import Limits, key_of, request_model
 from .text import Text
 
 HERE = Path(__file__).resolve().parents[1]
@@ -37,7 +37,7 @@ class Student:
 
     def __init__(self) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"  # all that is needed lies in the checkpoint
-        key = _key(MODEL["api_key_env"])
+        key = key_of(MODEL["api_key_env"])
         files.check(HERE / "checkpoint", MODEL["files"])
         text = Text(HERE / "checkpoint", MODEL["max_prompt_tokens"])
         counters = Counters()
@@ -74,10 +74,3 @@ class Student:
     def close(self) -> None:
         """Answer no more."""
         self.decoder.end()
-
-
-def _key(variable: str) -> str:
-    """Return the key that requests must show, from the environment; raises RuntimeError when it should be there."""
-    if variable and not os.environ.get(variable):
-        raise RuntimeError(f"the environment variable {variable} (packaging.api_key_env) holds no key: set it")
-    return os.environ[variable] if variable else ""
