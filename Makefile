@@ -53,8 +53,8 @@ test: $(STAMP) ## all tests, two files at a time
 test-fast: $(STAMP) ## the tests that start no service and train no model
 	$(PY) -m pytest -m 'not slow and not integration and not sglang'
 sglang-cpu: $(SGLANG_STAMP) ## an environment with SGLang for a machine without a GPU, 2.2 GB
-test-sglang: $(STAMP) $(SGLANG_STAMP) ## the tests with a real SGLang server, on the CPU
-	$(PY) -m pytest -m sglang
+test-sglang: $(STAMP) $(SGLANG_STAMP) ## the tests with real SGLang servers on the CPU, two files at a time
+	$(PY) -m pytest -n 2 --dist loadfile -m sglang
 lint: $(STAMP) ## ruff, mypy, import-linter, and that every test can be imported
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
