@@ -76,6 +76,12 @@ class TeacherSettings(Section):
         "[SGLang's options]",
         json_schema_extra=LOCATION,
     )
+    start_seconds: float = Field(
+        600.0,
+        gt=0,
+        description="longest time to start for a server that a retrain starts, the teacher's or the student's [s]",
+        json_schema_extra=LOCATION,
+    )
     api_key_secret: str = Field(
         "",
         description="sglang, openai: Prefect Secret block with the servers' API key; empty: REDISTILL_TEACHER_API_KEY "

@@ -115,6 +115,54 @@ class TestWhereItCannotBeStarted:
             pass
 
 
+# What says its arguments, as SGLang does, and is healthy or not.
+STAND_IN = """
+import argparse, http.server, pathlib, sys
+parser = argparse.ArgumentParser()
+for name in ("--port", "--config", "--how"):
+    parser.add_argument(name)
+given, _ = parser.parse_known_args()
+print("server_args", pathlib.Path(given.config).read_text(), flush=True)
+if given.how == "ends":
+    sys.exit("no memory")
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(503 if given.how == "hangs" else 200)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(given.port)), Handler).serve_forever()
+"""
+
+
+class TestLog:
+    @pytest.fixture(autouse=True)
+    def stand_in(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        package = tmp_path / "modules" / "sglang"
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+        (package / "launch_server.py").write_text(STAND_IN)
+        monkeypatch.setenv("PYTHONPATH", str(package.parent))
+
+    def test_it_is_for_this_user_alone_and_has_no_key_while_the_server_runs(self, tmp_path: Path) -> None:
+        log = tmp_path / "teacher-server.log"
+        for starts in (1, 2):
+            with serving(Options("teacher", api_key="open sesame"), python=sys.executable, log=log) as served:
+                assert served.log.read_text().count("api-key: ***********\n") == starts
+                assert log.stat().st_mode & 0o077 == 0
+        assert "sesame" not in log.read_text()
+
+    @pytest.mark.parametrize(
+        ("how", "told"), [("ends", r"exit code 1;.*no memory"), ("hangs", r"not healthy after 3 s.*start_seconds")]
+    )
+    def test_what_it_said_last_is_told_without_the_key(self, how: str, told: str, tmp_path: Path) -> None:
+        options, log = Options("teacher", api_key="open sesame", extra=["--how", how]), tmp_path / "log"
+        with (
+            pytest.raises(Failure, match=rf"(?s){told}") as raised,
+            serving(options, python=sys.executable, log=log, timeout=60.0 if how == "ends" else 3.0),
+        ):
+            pass
+        assert "sesame" not in f"{raised.value}{log.read_text()}"
+
+
 @pytest.mark.sglang
 @pytest.mark.integration
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
