@@ -72,6 +72,17 @@ class TestCommandLine:
         assert told[told.index("--model-path") + 1] == "a b"
         assert "SGLANG_PLATFORM=redistill_cpu" in told
 
+    def test_further_words_are_split_as_a_shell_does_or_refused_as_usage(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        given = ["argv", "--model", "a", "--python", sys.executable, "--extra"]
+        assert main([*given, "--log-level 'a b'"]) == os.EX_OK
+        assert shlex.split(capsys.readouterr().out)[-2:] == ["--log-level", "a b"]
+        with pytest.raises(SystemExit) as ended:
+            main([*given, "--foo 'bar"])
+        assert ended.value.code == 2
+        assert "cannot be split into words (No closing quotation)" in capsys.readouterr().err
+
 
 DEPLOYMENTS = Path(server.__file__).parents[1]
 SERVED = Options("/models/teacher", host="0.0.0.0", device="cuda")
