@@ -190,6 +190,26 @@ class TestWhatComesBack:
             obtain(SignalStore(tmp_path), teacher, encoded.ids)
         assert len(SignalStore(tmp_path)) == 4  # the shortest prompt is the last to be asked
 
+    def test_a_prompt_that_is_refused_costs_no_other_that_is_under_way(
+        self, endpoint: Endpoint, tiny_checkpoint: Path, tmp_path: Path
+    ) -> None:
+        refused, busy = threading.Event(), set[str]()
+
+        def reply(posted: dict[str, Any]) -> Any:
+            if (text := posted["messages"][0]["content"]) == max(PROMPTS, key=len):
+                refused.set()
+                return 400, {}, {"error": {"message": "too long"}}
+            assert refused.wait(60)
+            if text in busy:
+                return said("billing high")
+            busy.add(text)  # long enough for the refusal to have arrived
+            return 503, {"Retry-After": "1"}, {}
+
+        teacher, encoded = teacher_at(endpoint(reply), tiny_checkpoint)
+        with pytest.raises(InputError, match="too long"):
+            obtain(SignalStore(tmp_path), teacher, encoded.ids)
+        assert len(SignalStore(tmp_path)) == len(set(PROMPTS)) - 1
+
     def test_an_endpoint_that_does_not_keep_to_the_limit_is_told_by_what_name_it_was_sent(
         self, endpoint: Endpoint, tiny_checkpoint: Path
     ) -> None:
