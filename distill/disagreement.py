@@ -89,7 +89,7 @@ def _no_rounds(teacher: TeacherSettings, training: TrainingSettings) -> tuple[st
 def shared(
     teacher: TeacherSettings, training: TrainingSettings, policy: OnPolicySettings
 ) -> tuple[str, tuple[str, ...]] | None:
-    """Return which servers would have to be several at once, as `disagreement`."""
+    """Return which servers would have to be several at once, or cannot be, as `disagreement`."""
     if teacher.backend == "sglang" and teacher.serve and teacher.urls:
         return (
             "a retrain that starts a server itself asks no other: set teacher.serve to false, or teacher.urls to none",
@@ -98,6 +98,10 @@ def shared(
     asked = {url.rstrip("/") for url in teacher.urls if teacher.backend == "sglang"}
     if training.mode != "on_policy" or policy.sampler != "sglang":
         return None
+    from distill.teachers.servers import is_address  # with the HTTP client, which a teacher of this process needs not
+
+    if wrong := [url for url in policy.urls if not is_address(url)]:
+        return f"{wrong[0]!r} is no http:// or https:// address", ("on_policy.urls",)
     if both := asked & {url.rstrip("/") for url in policy.urls}:
         return (
             f"{min(both)} would be given the student's weights and be the teacher no more: the student needs servers "

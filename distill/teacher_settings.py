@@ -76,6 +76,12 @@ class TeacherSettings(Section):
         "[SGLang's options]",
         json_schema_extra=LOCATION,
     )
+    start_seconds: float = Field(
+        600.0,
+        gt=0,
+        description="longest time to start for a server that a retrain starts, the teacher's or the student's [s]",
+        json_schema_extra=LOCATION,
+    )
     api_key_secret: str = Field(
         "",
         description="sglang, openai: Prefect Secret block with the servers' API key; empty: REDISTILL_TEACHER_API_KEY "
@@ -97,7 +103,8 @@ class TeacherSettings(Section):
     job_seconds: float = Field(
         0.0,
         ge=0,
-        description="sglang, openai: longest time for all requests of a stage; 0: no limit [s]",
+        description="sglang, openai: longest time for one list of prompts, of which a stage may ask several, such as its "
+        "drawn samples or each round's scores; 0: no limit [s]",
         json_schema_extra=LOCATION,
     )
     price_prompt: float = Field(

@@ -80,7 +80,7 @@ def retrain(
         if (done := run.result()) is not None:
             logger.info("retrain %s has been answered before: %s", run.request.retrain_id, done["outcome"])
             return _still_so(done, registry)
-        with teacher_server.taken_down_afterwards():
+        with teacher_server.taken_down_afterwards(run.folder):
             outcome = _stages(run, chosen, places, registry)
         result = summary.result(run, outcome, places, probe.settle(run, places.ledger))
         if outcome != "held":  # before the end is written: an event may come twice, but is not lost

@@ -1,6 +1,5 @@
 """On-policy training: the student answers, the teacher scores, the student learns, in rounds (distill.rounds.loop)."""
 
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -50,7 +49,10 @@ def learn(run: Run, request: TrainRequest, teaching: Teaching, train: Callable[[
                 ended.append(purchases.fetch(store, scores_of(scorer, rows), file, shown))
             return ended[0]
 
-    with _sampler(teaching, Path(request.start)) as sampler, progress.bar("student: answers", "prompts") as shown:
+    with (
+        _sampler(run, teaching, Path(request.start)) as sampler,
+        progress.bar("student: answers", "prompts") as shown,
+    ):
         helpers = loop.Helpers(
             sampler,
             score,
@@ -73,7 +75,7 @@ def _rows(done: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @contextmanager
-def _sampler(teaching: Teaching, start: Path) -> "Iterator[Sampler]":
+def _sampler(run: Run, teaching: Teaching, start: Path) -> "Iterator[Sampler]":
     """Yield who samples the student; a server that is started for it is stopped afterwards."""
     if teaching.on_policy.sampler == "local":
         from distill.rounds.answers import in_process
@@ -83,17 +85,9 @@ def _sampler(teaching: Teaching, start: Path) -> "Iterator[Sampler]":
     from distill.rounds.student_servers import on_servers
 
     with ExitStack() as stack:
-        started: list[str] = []
-        key = api_key(teaching)
+        key, held = api_key(teaching), teacher_server.Held(stack, run.folder, "student")
 
         def serve() -> Sequence[str]:
-            if not started:
-                from deployments.sglang.server import Options, device_of, serving
-
-                get_run_logger().info("starting an SGLang server for the student %s", start)
-                device, words = device_of(teaching.teacher.device), shlex.split(teaching.on_policy.server_options)
-                options = Options(model=str(start), device=device, api_key=key, extra=words)
-                started.append(stack.enter_context(serving(options)).url)
-            return started
+            return (held.url(str(start), teaching.teacher, teaching.on_policy.server_options, key),)
 
         yield on_servers(teaching.student, teaching.teacher, teaching.on_policy.urls or serve, api_key=key)

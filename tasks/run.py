@@ -5,6 +5,7 @@ runs/<retrain_id>/<stage>.partial/      a stage at work; never taken for a finis
 runs/<retrain_id>/<stage>.asked.npy     keys of the signals that were lacking when the stage asked the teacher; each
                                         on-policy round has its own, train-<round>.asked.npy
 runs/<retrain_id>/<stage>/manifest.json inputs, settings, code revision, start, end, cost, result
+runs/<retrain_id>/<who>-server.log      what a server said that was started for teacher or student
 runs/<retrain_id>/result.json           the end
 """
 

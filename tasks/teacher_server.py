@@ -1,10 +1,14 @@
-"""The SGLang server of settings with `teacher.serve`: started by who asks first, taken down when the flow ends."""
+"""The SGLang server of settings with `teacher.serve`: started by who asks first, taken down when the flow ends.
+
+What it says is in the run's folder, teacher-server.log; that of a student's server (tasks.rounds) beside it.
+"""
 
 import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -17,22 +21,38 @@ if TYPE_CHECKING:
     from deployments.sglang.server import Served
 
 
-class _Held:
-    """At most one server, and what takes it down."""
+class Held:
+    """At most one server, and what takes it down. whose: teacher or student; its log is in `folder`."""
 
-    def __init__(self, stack: ExitStack) -> None:
-        self.stack, self.starting = stack, Lock()
+    def __init__(self, stack: ExitStack, folder: Path, whose: str) -> None:
+        self.stack, self.whose, self.starting = stack, whose, Lock()
+        self.log = folder / f"{whose}-server.log"
         self.served: Served | None = None
 
+    def url(self, model: str, teacher: TeacherSettings, words: str, api_key: str) -> str:
+        """Return where the server is, which is started if there is none yet or it has ended by itself."""
+        from deployments.sglang.server import Options, device_of, serving
 
-_HELD: ContextVar[_Held | None] = ContextVar("teacher_server", default=None)
+        with self.starting:
+            if self.served is None or self.served.process.poll() is not None:
+                logger = get_run_logger()
+                logger.info("starting an SGLang server for %s %s, what it says is in %s", self.whose, model, self.log)
+                device = device_of(teacher.device)
+                options = Options(model=model, device=device, api_key=api_key, extra=shlex.split(words))
+                server = serving(options, log=self.log, timeout=teacher.start_seconds)
+                self.served = self.stack.enter_context(server)
+                logger.info("%s ready at %s after %.0f s", self.whose, self.served.url, self.served.seconds_to_ready)
+            return self.served.url
+
+
+_HELD: ContextVar[Held | None] = ContextVar("teacher_server", default=None)
 
 
 @contextmanager
-def taken_down_afterwards() -> Iterator[None]:
-    """Take down, when the block ends, the server that was started in it, if any."""
+def taken_down_afterwards(folder: Path) -> Iterator[None]:
+    """Take down, when the block ends, the server that was started in it, if any; its log is in `folder`."""
     with ExitStack() as stack:
-        before = _HELD.set(_Held(stack))
+        before = _HELD.set(Held(stack, folder, "teacher"))
         try:
             yield
         finally:
@@ -62,19 +82,10 @@ def addresses(teacher: TeacherSettings, folder: str, api_key: str) -> "tuple[str
 
 
 def _started(teacher: TeacherSettings, folder: str, api_key: str) -> tuple[str, ...]:
-    from deployments.sglang.server import Options, device_of, serving
-
     held = _HELD.get()
     if held is None:
         raise InputError(
             "teacher.serve is for flows: start a server with `python -m deployments.sglang serve` and name it in "
             "teacher.urls"
         )
-    with held.starting:
-        if held.served is None or held.served.process.poll() is not None:  # none yet, or it has ended by itself
-            get_run_logger().info("starting an SGLang server for teacher %s", folder)
-            words = shlex.split(teacher.server_options)
-            options = Options(model=folder, device=device_of(teacher.device), api_key=api_key, extra=words)
-            held.served = held.stack.enter_context(serving(options))
-            get_run_logger().info("teacher ready at %s after %.0f s", held.served.url, held.served.seconds_to_ready)
-        return (held.served.url,)
+    return (held.url(folder, teacher, teacher.server_options, api_key),)

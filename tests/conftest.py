@@ -121,7 +121,8 @@ Reply = Callable[[dict[str, Any]], tuple[int, dict[str, str], Any]]
 def endpoint() -> Iterator[Callable[..., str]]:
     """Return endpoint(reply, models=["big"], key="") -> the address of an HTTP server that speaks OpenAI's protocol.
 
-    reply: what was posted, as JSON -> (status, headers, JSON). With `key` it answers nobody who does not show it.
+    reply: what was posted, as JSON -> (status, headers, JSON, or bytes that are none). With `key` it answers nobody who
+    does not show it.
     """
     import json
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -144,7 +145,7 @@ def endpoint() -> Iterator[Callable[..., str]]:
                 def say(self, status: int, headers: dict[str, str], said: Any) -> None:
                     if key and self.headers["Authorization"] != f"Bearer {key}":
                         status, headers, said = 401, {}, {"error": {"message": "who are you"}}
-                    content = json.dumps(said).encode()
+                    content = said if isinstance(said, bytes) else json.dumps(said).encode()
                     self.send_response(status)
                     for name, value in {**headers, "Content-Length": str(len(content))}.items():
                         self.send_header(name, value)

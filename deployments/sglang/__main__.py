@@ -34,7 +34,7 @@ def main(given: list[str] | None = None) -> int:
         data_parallel=arguments.data_parallel,
         hidden_states=arguments.hidden_states,
         api_key=os.environ.get("REDISTILL_TEACHER_API_KEY", ""),
-        extra=shlex.split(arguments.extra),
+        extra=arguments.extra,
     )
     if options.host not in {"127.0.0.1", "localhost", "::1"} and not options.api_key:
         print(f"note: everybody who reaches {options.host} can ask: set REDISTILL_TEACHER_API_KEY", file=sys.stderr)
@@ -54,6 +54,13 @@ def main(given: list[str] | None = None) -> int:
     except (InputError, Failure, OSError) as error:  # of the last kind is a log that cannot be written
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be split into words ({error})") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--python", default="", help="interpreter of SGLang's environment; default: that of make sglang-cpu")
         add("--log", type=Path, help="file for what the server says; default: a temporary one")
         add("--timeout", type=float, default=600.0, help="longest time to start [s]; default: %(default)s")
-        add("--extra", default="", help="further words for SGLang, as one argument")
+        add("--extra", type=_words, default=[], help="further words for SGLang, as one argument")
     return parser
 
 

@@ -121,7 +121,7 @@ def serving(options: Options, *, python: str = "", log: Path | None = None, time
     """Serve while the block runs; it begins when the server is healthy, and ends with its whole process tree.
 
     Raises InputError for a port that is taken or where SGLang is not installed, Failure when the server is not healthy
-    after `timeout` seconds or ends before.
+    after `timeout` seconds or ends before. The log can be read by this user alone, and the key is blacked out in it.
     """
     executable, port = interpreter(python), process.free_port(options.host, options.port, "port")
     with tempfile.TemporaryDirectory(prefix="sglang-") as folder:
@@ -133,15 +133,22 @@ def serving(options: Options, *, python: str = "", log: Path | None = None, time
             secret.write_text(yaml.safe_dump({"api-key": options.api_key}))
             command += ["--config", str(secret)]
         began = time.monotonic()
+        written.touch(mode=0o600)
         with written.open("ab") as output:
             server = process.start(command, environment=environment(options), output=output)
         known: set[psutil.Process] = set()
         try:
             url = f"http://{_reached(options.host)}:{port}"
-            _await_health(url, server, known, written, timeout)
+            try:
+                _await_health(url, server, known, timeout)
+            except Failure as error:
+                _black_out(options.api_key, written)
+                raise Failure(f"{error}; {process.last_lines(written)}") from error
+            _black_out(options.api_key, written)
             yield Served(url, server, written, time.monotonic() - began)
         finally:
             process.stop(server, known)
+            _black_out(options.api_key, written)
 
 
 def _reached(host: str) -> str:
@@ -150,9 +157,19 @@ def _reached(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _await_health(
-    url: str, server: "subprocess.Popen[bytes]", known: "set[psutil.Process]", log: Path, timeout: float
-) -> None:
+def _black_out(key: str, log: Path) -> None:
+    """Write asterisks over a key, which SGLang logs with its arguments; it goes on writing at the end meanwhile."""
+    for word in {key, repr(key)[1:-1]} - {""} if log.is_file() else ():  # it may be the terminal
+        with log.open("r+b") as file:
+            content, secret = file.read(), word.encode()
+            at = content.find(secret)
+            while at >= 0:
+                file.seek(at)
+                file.write(b"*" * len(secret))
+                at = content.find(secret, at + len(secret))
+
+
+def _await_health(url: str, server: "subprocess.Popen[bytes]", known: "set[psutil.Process]", timeout: float) -> None:
     """Return once the server is healthy; `known` grows by the processes that it starts meanwhile."""
     import httpx
 
@@ -161,7 +178,7 @@ def _await_health(
         while time.monotonic() < deadline:
             known |= process.family(server)
             if server.poll() is not None:
-                raise Failure(f"SGLang ended with exit code {server.returncode}; {process.last_lines(log)}")
+                raise Failure(f"SGLang ended with exit code {server.returncode}")
             try:
                 if client.get("/health").is_success:
                     known |= process.family(server)
@@ -169,4 +186,4 @@ def _await_health(
             except httpx.TransportError:  # not listening yet
                 pass
             time.sleep(_POLL)
-    raise Failure(f"SGLang was not healthy after {timeout:g} s; {process.last_lines(log)}")
+    raise Failure(f"SGLang was not healthy after {timeout:g} s: give it longer (--timeout, or teacher.start_seconds)")

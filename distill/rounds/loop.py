@@ -32,6 +32,7 @@ from distill.on_policy_settings import OnPolicySettings
 from distill.request import Part, TrainRequest
 from distill.rounds import answers, plan
 from distill.rounds.answers import Said, Sampler
+from distill.settings import identifies
 from distill.signals import SignalStore
 from distill.teachers.scored import Spoken
 from distill.training import belonging, outcome, validation
@@ -91,11 +92,11 @@ def _claim(request: TrainRequest, settings: OnPolicySettings) -> None:
     """Write down by which settings the rounds of a folder are made, and from what; InputError where it has others."""
     path = Path(request.output) / belonging.ROUNDS
     made_from = belonging.check(request, Path(request.mixture))
-    asked = {name: value for name, value in settings.model_dump(mode="json").items() if name != "urls"}
-    before = json.loads(path.read_text("utf-8")) if path.is_file() else asked
-    other = [
-        f"{name} {before.get(name)!r}, now {value!r}" for name, value in asked.items() if before.get(name) != value
-    ]
+    asked = _telling(settings.model_dump(mode="json"))
+    before = _telling(json.loads(path.read_text("utf-8"))) if path.is_file() else asked
+    usual = OnPolicySettings().model_dump(mode="json")  # an older version wrote fewer settings
+    both = [(name, {**usual, **before}[name], {**usual, **asked}[name]) for name in {**asked, **before}]
+    other = [f"{name} {was!r}, now {now!r}" for name, was, now in both if was != now]
     if other:
         raise InputError(
             f"{str(path.parent)!r} has rounds of other settings (on_policy: {'; '.join(other)}): name another output, "
@@ -103,6 +104,16 @@ def _claim(request: TrainRequest, settings: OnPolicySettings) -> None:
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, {**asked, belonging.MADE: made_from})
+
+
+def _telling(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return those that decide what comes out, and not where who answers lies."""
+    fields = OnPolicySettings.model_fields
+    return {
+        name: value
+        for name, value in settings.items()
+        if name in fields and identifies(fields[name], value, "on_policy")
+    }
 
 
 def summed(done: Sequence[dict[str, Any]]) -> dict[str, Any]:

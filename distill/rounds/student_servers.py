@@ -67,17 +67,26 @@ class StudentOnServers(SGLangTeacher):
             raise Failure(f"{url} does not answer ({type(error).__name__} {error}): start the server again") from error
         if response.status_code in _KEY:
             raise InputError(f"{url} wants another API key: set the one that the server was started with, {API_KEY}")
-        if response.is_error or not response.json().get("success"):
+        if not (response.is_success and _succeeded(response)):
             raise InputError(
                 f"{url} refused the student's weights in {str(self.folder)!r} (HTTP {response.status_code} "
                 f"{' '.join(response.text.split())[:300]}): the server has to serve a checkpoint of the same "
-                "architecture, and to see the same files"
+                "architecture, and to see the same files; on_policy.urls names SGLang servers and nothing else"
             )
 
     def _job(self, servers: Servers, ends: float) -> Job:
         job = super()._job(servers, ends)
         job.weights = Weights(str(self.folder.absolute()), self.version)  # what every answer is to come from
         return job
+
+
+def _succeeded(response: httpx.Response) -> bool:
+    """Return whether a server says that it has the weights; what is no reply of SGLang's says nothing."""
+    try:
+        said = response.json()
+    except ValueError:
+        return False
+    return isinstance(said, dict) and bool(said.get("success"))
 
 
 def on_servers(

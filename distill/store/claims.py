@@ -41,14 +41,14 @@ def claimed(place: Place, keys: NDArray[np.uint8], lease: float = LEASE) -> Iter
     Raises Failure where nothing can be written.
     """
     name, ended = f"claim-{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}", threading.Event()
-    own = ~_among(keys, _of_others(place, name, lease))
     try:
+        own = ~_among(keys, _of_others(place, name, lease))
         _write(place, name, keys[own])
         if (both := _among(keys, _of_others(place, name, lease)) & own).any():
             own &= ~both
             _write(place, name, keys[own])
     except OSError as error:
-        place.drop_claim(name)
+        _drop(place, name)
         raise Failure(
             f"signal store {place.root!r} cannot be written ({error}): make room or set teacher.signals to another "
             "folder, and start again; what was stored before is kept"
@@ -60,7 +60,7 @@ def claimed(place: Place, keys: NDArray[np.uint8], lease: float = LEASE) -> Iter
     finally:
         ended.set()
         renewing.join()
-        place.drop_claim(name)
+        _drop(place, name)
 
 
 def _of_others(place: Place, name: str, lease: float) -> NDArray[np.bytes_]:
@@ -98,8 +98,15 @@ def _renew(place: Place, name: str, keys: NDArray[np.uint8], lease: float, ended
     while not ended.wait(lease / 4):
         try:
             _write(place, name, keys)
-        except OSError as error:
-            _log.warning("the claim %s could not be renewed (%s): others may buy the same signals", name, error)
+        except Exception as error:  # whatever it is: a thread that ends renews nothing any more
+            _log.warning("the claim %s could not be renewed (%r): others may buy the same signals", name, error)
+
+
+def _drop(place: Place, name: str) -> None:
+    try:
+        place.drop_claim(name)
+    except OSError as error:  # it is void after a while by itself, and what was bought is stored
+        _log.warning("the claim %s could not be removed (%s): others wait until it is void", name, error)
 
 
 def _write(place: Place, name: str, keys: NDArray[np.uint8]) -> None:

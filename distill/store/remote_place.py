@@ -65,13 +65,14 @@ class RemotePlace:
         try:
             write(partial)
             try:
-                self.fs.makedirs(self._path(name), exist_ok=True)
-                self.fs.put_file(str(partial / "data"), self._path(name, "data"))
-                self._upload(partial / "index", self._path(name, "index"))
-            except Exception as error:
+                with _os_errors():
+                    self.fs.makedirs(self._path(name), exist_ok=True)
+                    self.fs.put_file(str(partial / "data"), self._path(name, "data"))
+                    self._upload(partial / "index", self._path(name, "index"))
+            except OSError:
                 with suppress(Exception):  # the error that made it necessary is the one to tell; swept later
                     self._delete(name)
-                raise error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}") from error
+                raise
             with suppress(OSError):  # another process has downloaded the index meanwhile: the cache is its
                 os.rename(partial, self.cache.path / name)
         finally:
@@ -107,21 +108,23 @@ class RemotePlace:
 
     def claims(self) -> dict[str, bytes]:
         """Return all claims by name."""
-        self.fs.invalidate_cache()
         found = {}
-        for path in self._glob("claim-*"):
-            with suppress(FileNotFoundError):  # dropped since it was listed
-                found[str(path).rsplit("/", 1)[-1]] = bytes(self.fs.cat_file(path))
+        with _os_errors():
+            self.fs.invalidate_cache()
+            for path in self._glob("claim-*"):
+                with suppress(FileNotFoundError):  # dropped since it was listed
+                    found[str(path).rsplit("/", 1)[-1]] = bytes(self.fs.cat_file(path))
         return found
 
     def write_claim(self, name: str, content: bytes) -> None:
         """Upload in one piece: object stores show the old one or the new one."""
-        self.fs.makedirs(self.base, exist_ok=True)
-        self.fs.pipe_file(self._path(name), content)
+        with _os_errors():
+            self.fs.makedirs(self.base, exist_ok=True)
+            self.fs.pipe_file(self._path(name), content)
 
     def drop_claim(self, name: str) -> None:
         """Remove a claim."""
-        with suppress(FileNotFoundError):
+        with _os_errors(), suppress(FileNotFoundError):
             self.fs.rm(self._path(name))
 
     def where(self, name: str) -> str:
@@ -201,6 +204,17 @@ class RemotePlace:
             if file == "data" and self.fs.exists(self._path(name, "index")):
                 raise shards.missing(self.where(name), file) from None
             raise
+
+
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """Raise OSError for whatever the block raises: a file system has errors of its own."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _masked(url: str) -> str:

@@ -1,6 +1,7 @@
 """Rows that are asked of servers, many at once: answers come to a plain loop as they are there, long rows first."""
 
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence, Sized
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias, TypeVar
@@ -29,22 +30,36 @@ def as_they_come(
 ) -> Iterator[tuple[int, Signal]]:
     """Yield (number of the row, what was answered), each row once; who stops reading stops the asking.
 
-    limits: of Servers, of which `connections` requests are under way at most. Raises what `begin` and asking raise.
+    limits: of Servers, of which `connections` requests are under way at most. Raises what `begin` and asking raise;
+    after the first error no more rows are asked, and it is raised when those under way have ended: they are paid.
     """
     addresses = list(dict.fromkeys(urls() if callable(urls) else urls))
     with start_blocking_portal() as portal:
         asking = portal.wrap_async_context_manager(_answered(addresses, rows, begin, limits, job_seconds))
         answered = asking.__enter__()
+        failed: Exception | None = None
+        done = 0
         try:
-            for done in range(1, len(rows) + 1):
-                found = portal.call(answered.receive)
+            while (found := portal.call(_next, answered)) is not None:
                 if isinstance(found, Exception):
-                    raise found
+                    failed = failed or found
+                    continue
                 yield found
+                done += 1
                 if progress:
                     progress(done, len(rows))
+            if failed:
+                raise failed
         finally:  # whatever ended it is not told to the asking, whose tasks would wrap it in a group
             asking.__exit__(None, None, None)
+
+
+async def _next(answered: "MemoryObjectReceiveStream[tuple[int, Signal] | Exception]") -> Any:
+    """Return what comes next, None after the last."""
+    try:
+        return await answered.receive()
+    except anyio.EndOfStream:
+        return None
 
 
 @asynccontextmanager
@@ -67,6 +82,7 @@ async def _answered(
         else:
             for _ in range(min(together, len(rows))):
                 group.start_soon(_work, ask, rows, left, send.clone())
+        send.close()  # the stream ends with the last of its copies
         yield receive
         group.cancel_scope.cancel()
 
@@ -77,9 +93,11 @@ async def _work(
     left: Iterator[int],
     send: MemoryObjectSendStream[tuple[int, Signal] | Exception],
 ) -> None:
-    for row in left:
-        try:
-            found: tuple[int, Signal] | Exception = row, await ask(rows[row])
-        except Exception as error:  # told to who reads, whatever it is
-            found = error
-        await send.send(found)
+    with send:
+        for row in left:
+            try:
+                found: tuple[int, Signal] | Exception = row, await ask(rows[row])
+            except Exception as error:  # told to who reads, whatever it is
+                found = error
+                deque(left, 0)  # nobody gets another row
+            await send.send(found)

@@ -34,6 +34,11 @@ class Server:
     load: int = 0  # requests under way
     failures: int = 0  # in a row
     rests_until: float = 0.0  # of the monotonic clock
+    asked_until: float = 0.0  # it said itself that it wants to be left alone so long, whatever it answers meanwhile
+
+    def back(self) -> float:
+        """Return when it may be asked again, of the monotonic clock."""
+        return max(self.rests_until, self.asked_until)
 
 
 class Refused(InputError):
@@ -138,11 +143,11 @@ class Servers:
         began = time.monotonic()
         while True:
             now = time.monotonic()
-            awake = [server for server in self.servers if server.rests_until <= now]
+            awake = [server for server in self.servers if server.back() <= now]
             if ready := [server for server in awake if not (server.failures and server.load)]:
                 self.spent.waited_seconds += now - began
                 return min(ready, key=lambda server: server.load)
-            soonest = min(server.rests_until for server in self.servers)
+            soonest = min(server.back() for server in self.servers)
             if (longer := soonest - now) > max(self._outage, _LONGEST_REST):
                 raise Failure(
                     f"the teacher's servers want to be left alone for another {longer:.0f} s, and teacher."
@@ -155,7 +160,7 @@ class Servers:
                     "before is stored: start "
                     f"{', '.join(server.url for server in self.servers)}, then ask again"
                 )
-            rests = [server.rests_until - now for server in self.servers if server.rests_until > now]
+            rests = [server.back() - now for server in self.servers if server.back() > now]
             with anyio.move_on_after(min([*rests, self._answered + self._outage - now + 0.001])):
                 await self._ended.wait()
 
@@ -202,13 +207,13 @@ class Servers:
                 await client.aclose()
 
     def _rest(self, server: Server, reason: str, *, taken: bool, at_least: float = 0.0) -> "_Lost":
-        if server.rests_until <= time.monotonic():  # what was under way when it failed first is no further failure
+        if server.back() <= time.monotonic():  # what was under way when it failed first is no further failure
             server.failures += 1
             self.spent.rests += 1
             longest = min(_LONGEST_REST, _FIRST_REST * 2 ** min(server.failures - 1, 16))
             server.rests_until = time.monotonic() + random.uniform(longest / 2, longest)  # noqa: S311
         if at_least:  # it said itself how long; not all come back in the same instant
-            server.rests_until = max(server.rests_until, time.monotonic() + at_least + random.uniform(0, 0.1))  # noqa: S311
+            server.asked_until = max(server.asked_until, time.monotonic() + at_least + random.uniform(0, 0.1))  # noqa: S311
         self._last = f"{server.url}: {reason}"
         return _Lost(self._last, taken)
 

@@ -72,6 +72,17 @@ class TestCommandLine:
         assert told[told.index("--model-path") + 1] == "a b"
         assert "SGLANG_PLATFORM=redistill_cpu" in told
 
+    def test_further_words_are_split_as_a_shell_does_or_refused_as_usage(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        given = ["argv", "--model", "a", "--python", sys.executable, "--extra"]
+        assert main([*given, "--log-level 'a b'"]) == os.EX_OK
+        assert shlex.split(capsys.readouterr().out)[-2:] == ["--log-level", "a b"]
+        with pytest.raises(SystemExit) as ended:
+            main([*given, "--foo 'bar"])
+        assert ended.value.code == 2
+        assert "cannot be split into words (No closing quotation)" in capsys.readouterr().err
+
 
 DEPLOYMENTS = Path(server.__file__).parents[1]
 SERVED = Options("/models/teacher", host="0.0.0.0", device="cuda")
@@ -113,6 +124,54 @@ class TestWhereItCannotBeStarted:
             serving(Options("teacher"), python=sys.executable),
         ):
             pass
+
+
+# What says its arguments, as SGLang does, and is healthy or not.
+STAND_IN = """
+import argparse, http.server, pathlib, sys
+parser = argparse.ArgumentParser()
+for name in ("--port", "--config", "--how"):
+    parser.add_argument(name)
+given, _ = parser.parse_known_args()
+print("server_args", pathlib.Path(given.config).read_text(), flush=True)
+if given.how == "ends":
+    sys.exit("no memory")
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(503 if given.how == "hangs" else 200)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(given.port)), Handler).serve_forever()
+"""
+
+
+class TestLog:
+    @pytest.fixture(autouse=True)
+    def stand_in(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        package = tmp_path / "modules" / "sglang"
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+        (package / "launch_server.py").write_text(STAND_IN)
+        monkeypatch.setenv("PYTHONPATH", str(package.parent))
+
+    def test_it_is_for_this_user_alone_and_has_no_key_while_the_server_runs(self, tmp_path: Path) -> None:
+        log = tmp_path / "teacher-server.log"
+        for starts in (1, 2):
+            with serving(Options("teacher", api_key="open sesame"), python=sys.executable, log=log) as served:
+                assert served.log.read_text().count("api-key: ***********\n") == starts
+                assert log.stat().st_mode & 0o077 == 0
+        assert "sesame" not in log.read_text()
+
+    @pytest.mark.parametrize(
+        ("how", "told"), [("ends", r"exit code 1;.*no memory"), ("hangs", r"not healthy after 3 s.*start_seconds")]
+    )
+    def test_what_it_said_last_is_told_without_the_key(self, how: str, told: str, tmp_path: Path) -> None:
+        options, log = Options("teacher", api_key="open sesame", extra=["--how", how]), tmp_path / "log"
+        with (
+            pytest.raises(Failure, match=rf"(?s){told}") as raised,
+            serving(options, python=sys.executable, log=log, timeout=60.0 if how == "ends" else 3.0),
+        ):
+            pass
+        assert "sesame" not in f"{raised.value}{log.read_text()}"
 
 
 @pytest.mark.sglang

@@ -3,6 +3,7 @@
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from distill.errors import Failure
 from distill.signals import SignalStore
 from distill.store.claims import LEASE, claimed
 from distill.store.places import Place, place_of
+from distill.store.remote_place import RemotePlace
 from distill.teachers.protocol import Signal
 
 KEYS = np.random.default_rng(0).integers(0, 256, (6, 32), dtype=np.uint8)
@@ -70,6 +72,62 @@ def test_a_store_that_cannot_be_written_is_told_with_what_to_do(place: Place, mo
     monkeypatch.setattr(place, "write_claim", full)
     with pytest.raises(Failure, match=r"No space left on device.*make room"), claimed(place, KEYS):
         pass
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), RuntimeError("the endpoint is away")])
+def test_a_claim_that_could_not_be_renewed_once_is_renewed_the_next_time(
+    error: Exception, place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lease, write, failed = 2.0, place.write_claim, threading.Event()
+
+    def away_once(name: str, content: bytes) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise error
+        write(name, content)
+
+    with claimed(place, KEYS, lease):
+        (before,) = place.claims().values()
+        monkeypatch.setattr(place, "write_claim", away_once)
+        ends = time.monotonic() + 20
+        while next(iter(place.claims().values())) == before:
+            assert time.monotonic() < ends, "not renewed in 20 s"
+        with claimed(place, KEYS, lease) as second:
+            assert not second.any()
+    assert str(error) in caplog.text or repr(error) in caplog.text
+
+
+@pytest.mark.parametrize("asked", ["glob", "pipe_file"])
+def test_an_error_of_a_file_systems_own_kind_is_told_as_any_other(
+    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place = RemotePlace(f"file://{tmp_path}/signals")
+
+    def away(*given: Any, **named: Any) -> None:
+        raise RuntimeError("the endpoint is away")
+
+    monkeypatch.setattr(place.fs, asked, away)
+    with (
+        pytest.raises(Failure, match=r"cannot be written \(RuntimeError: the endpoint is away\)"),
+        claimed(place, KEYS),
+    ):
+        pass
+
+
+def test_a_claim_that_cannot_be_removed_is_told_of_and_what_was_bought_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store, asked = SignalStore(f"file://{tmp_path}/signals"), tmp_path / "asked"
+
+    def away(*given: Any, **named: Any) -> None:
+        raise RuntimeError("the endpoint is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.place.fs, "rm", away)  # type: ignore[attr-defined]
+        assert obtain(store, Slow(asked), prompts(0, 3)).bought_rows == 3  # type: ignore[arg-type]
+    assert "could not be removed (RuntimeError: the endpoint is away)" in caplog.text
 
 
 class Slow:

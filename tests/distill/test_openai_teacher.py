@@ -190,6 +190,26 @@ class TestWhatComesBack:
             obtain(SignalStore(tmp_path), teacher, encoded.ids)
         assert len(SignalStore(tmp_path)) == 4  # the shortest prompt is the last to be asked
 
+    def test_a_prompt_that_is_refused_costs_no_other_that_is_under_way(
+        self, endpoint: Endpoint, tiny_checkpoint: Path, tmp_path: Path
+    ) -> None:
+        refused, busy = threading.Event(), set[str]()
+
+        def reply(posted: dict[str, Any]) -> Any:
+            if (text := posted["messages"][0]["content"]) == max(PROMPTS, key=len):
+                refused.set()
+                return 400, {}, {"error": {"message": "too long"}}
+            assert refused.wait(60)
+            if text in busy:
+                return said("billing high")
+            busy.add(text)  # long enough for the refusal to have arrived
+            return 503, {"Retry-After": "1"}, {}
+
+        teacher, encoded = teacher_at(endpoint(reply), tiny_checkpoint)
+        with pytest.raises(InputError, match="too long"):
+            obtain(SignalStore(tmp_path), teacher, encoded.ids)
+        assert len(SignalStore(tmp_path)) == len(set(PROMPTS)) - 1
+
     def test_an_endpoint_that_does_not_keep_to_the_limit_is_told_by_what_name_it_was_sent(
         self, endpoint: Endpoint, tiny_checkpoint: Path
     ) -> None:
@@ -247,6 +267,30 @@ class TestBusyServers:
         assert times[1] - times[0] >= 0.95
         assert (teacher.spent.requests, teacher.spent.retries, teacher.spent.rests) == (3, 1, 1)
         assert teacher.spent.waited_seconds >= 0.9
+
+    def test_what_it_answers_meanwhile_of_what_was_under_way_does_not_cut_its_rest_short(
+        self, endpoint: Endpoint, tiny_checkpoint: Path
+    ) -> None:
+        refused, under_way, lock = threading.Event(), threading.Event(), threading.Lock()
+        times = list[float]()  # of requests from the refused one on
+
+        def reply(posted: dict[str, Any]) -> Any:
+            if posted["messages"][0]["content"] == "the printer":  # longest: asked first
+                under_way.set()
+                assert refused.wait(60)
+                return said("billing")
+            assert under_way.wait(60)
+            with lock:
+                times.append(time.monotonic())
+            if len(times) == 1:
+                refused.set()
+                return 429, {"Retry-After": "2"}, {}
+            return said("billing")
+
+        teacher, encoded = teacher_at(endpoint(reply), tiny_checkpoint, ["the printer", "x", "log in"], concurrency=2)
+        asked(teacher, encoded)
+        assert len(times) == 3
+        assert times[1] - times[0] >= 1.95
 
     def test_a_proxy_with_nobody_behind_it_is_an_outage_and_no_fault_of_the_last_request(
         self, endpoint: Endpoint, tiny_checkpoint: Path

@@ -334,6 +334,24 @@ class TestRounds:
         with pytest.raises(InputError, match="rounds of other settings"):
             loop.learn(whole[0], OnPolicySettings(rounds=3, share=0.4), helpers(whole[0], teacher, train=never))
 
+    def test_it_goes_on_with_other_servers_and_from_rounds_of_a_version_with_fewer_settings(
+        self, whole: tuple[TrainRequest, list[dict[str, Any]]], teacher: Path
+    ) -> None:
+        def again(**changes: Any) -> list[dict[str, Any]]:
+            settings = OnPolicySettings.model_validate({"rounds": 3, "share": 0.5, **changes})
+            return loop.learn(whole[0], settings, helpers(whole[0], teacher))
+
+        elsewhere = {"urls": "http://127.0.0.1:1", "server_options": "--mem-fraction-static 0.4"}
+        assert again(**elsewhere) == whole[1]
+        assert again() == whole[1]
+        path = Path(whole[0].output) / "rounds.json"
+        older = json.loads(path.read_text())
+        del older["temperature"]
+        path.write_text(json.dumps({**older, "urls": ["http://127.0.0.1:2"]}))
+        with pytest.raises(InputError, match=r"on_policy: temperature 1\.0, now 0\.5\)"):
+            again(temperature=0.5)
+        assert again() == whole[1]
+
     def test_validation_is_over_the_same_rows_of_the_teachers_in_all_rounds_and_the_best_of_all_is_exported(
         self, asked: Callable[..., tuple[TrainRequest, OnPolicySettings]], teacher: Path, tmp_path: Path
     ) -> None:

@@ -105,6 +105,10 @@ def test_what_cannot_be_is_said_before_anything_is_asked() -> None:
     several = {"mode": "on_policy", "nodes": 2, "rendezvous": "here:1"}
     with pytest.raises(settings.SettingsError, match=r"set training\.nodes to 1"):
         settings.load(None, {"training": several})
+    asked = {"training": {"mode": "on_policy"}, "on_policy": {"sampler": "sglang", "urls": "http://a:1,a:2"}}
+    with pytest.raises(settings.SettingsError, match=r"^on_policy\.urls in .*: 'a:2' is no http://"):
+        settings.load(None, asked)
+    settings.load(None, {**asked, "training": {"mode": "off_policy"}})
 
 
 @pytest.mark.sglang
