@@ -153,7 +153,7 @@ def compare(part: Slice, settings: JudgingSettings) -> dict[str, Comparison]:
             continue
         if better_of(metric, paired) == "lower":
             champion, challenger = challenger, champion
-        if _are_binary(champion) and _are_binary(challenger):
+        if are_binary(champion) and are_binary(challenger):
             gained, lost = int((challenger > champion).sum()), int((challenger < champion).sum())
             found[metric] = compare_proportions(gained, lost, len(champion), bars[metric], settings.alpha)
         else:
@@ -166,7 +166,8 @@ def _is_missing(value: object) -> bool:
     return value is None or value == "" or value != value  # NaN is not itself
 
 
-def _are_binary(scores: Floats) -> bool:
+def are_binary(scores: Floats) -> bool:
+    """Return whether every score is 0 or 1."""
     return bool(((scores == 0) | (scores == 1)).all())
 
 
