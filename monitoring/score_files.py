@@ -83,7 +83,7 @@ def joined(champion: pd.DataFrame, challenger: pd.DataFrame) -> tuple[pd.DataFra
         raise InputError("the files have no rows")
     challenger = challenger.loc[champion.index]
     for name in (name for name in champion if name in challenger and _is_of_requests(name)):
-        before, after = champion[name], challenger[name]
+        before, after = _plain(champion[name]), _plain(challenger[name])
         unequal = ~((before == after) | (before.isna() & after.isna()))
         if unequal.any():
             raise InputError(
@@ -192,6 +192,11 @@ def _kind(name: str) -> Kind:
 
 def _is_of_requests(name: object) -> bool:
     return name in SAME or str(name).startswith("meta_")
+
+
+def _plain(column: pd.Series) -> pd.Series:
+    """A column whose missing values are None: pd.NA is neither equal to a value nor unequal."""
+    return column.astype(object).where(column.notna(), None)
 
 
 def _with_missing(mine: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:

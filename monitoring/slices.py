@@ -163,7 +163,9 @@ def compare(part: Slice, settings: JudgingSettings) -> dict[str, Comparison]:
 
 
 def _is_missing(value: object) -> bool:
-    return value is None or value == "" or value != value  # NaN is not itself
+    import pandas as pd
+
+    return bool(pd.isna(value)) or value == ""  # pd.NA is equal to nothing, and not unequal either
 
 
 def are_binary(scores: Floats) -> bool:

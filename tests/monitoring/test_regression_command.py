@@ -154,6 +154,23 @@ def test_formats_can_be_mixed_and_say_the_same(tmp_path: Path) -> None:
     assert "NA" in set(read[0]["response"]), "an answer, nothing missing"
 
 
+@pytest.mark.parametrize(("dtype", "value"), [("string", "a"), ("Int64", 1), ("category", "a"), (object, "a")])
+def test_values_that_are_missing_in_a_parquet_file_are_a_segment_and_no_value_of_the_other_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: Any, value: object
+) -> None:
+    paths = [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]
+    some = answers().assign(meta_x=pd.Series([None] * 400 + [value] * 600, dtype=dtype))
+    some.to_parquet(paths[0])
+    some.to_parquet(paths[1])
+    assert regression_command.main(paths) == 0
+    assert "meta_x = (missing)" in capsys.readouterr().out
+    some.assign(meta_x=pd.Series([value] * 1000, dtype=dtype)).to_parquet(paths[1])
+    for given in (paths, paths[::-1]):
+        assert regression_command.main(given) == 2
+        told = "column meta_x is not the same in both files for 400 request_ids (000000, 000001, 000002, ...)"
+        assert told in capsys.readouterr().err
+
+
 def test_rows_are_joined_by_request_id_whatever_their_order(saved: Saved) -> None:
     frame = answers()
     first, second = (score_files.read(path) for path in saved(frame, frame.iloc[::-1]))
