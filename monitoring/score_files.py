@@ -43,7 +43,8 @@ SHOWN = 3
 def read(path: str) -> pd.DataFrame:
     """Return a file of scores, CSV, JSONL or Parquet, under its request_ids.
 
-    Raises InputError, naming the file, when it cannot be read, and for request_ids that are missing or come twice.
+    Raises InputError, naming the file, when it cannot be read, for request_ids that are missing or come twice, and
+    where something that is said of a request is a list.
     """
     kind = Path(path).suffix.lower()
     try:
@@ -62,6 +63,9 @@ def read(path: str) -> pd.DataFrame:
         raise InputError(f"scores {path!r} cannot be read ({' '.join(str(error).split())})") from error
     if "request_id" not in frame:
         raise InputError(f"scores {path!r} have no column request_id: rows are joined by it")
+    for name in (name for name in frame if name == "request_id" or _is_of_requests(name)):
+        if lists := sum(map(pd.api.types.is_list_like, frame[name])):
+            raise InputError(f"scores {path!r}: column {name} holds lists in {lists} rows: give one value for each row")
     if missing := int((frame["request_id"].isna() | (frame["request_id"] == "")).sum()):
         raise InputError(f"scores {path!r}: {missing} rows have no request_id")
     ids = frame["request_id"].astype(str)

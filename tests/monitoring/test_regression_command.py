@@ -128,6 +128,24 @@ def test_wrong_options_are_said_in_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("features = 3", "features is of type int, no section: write [features]"),
+        ("judging = 'exact_match'", "judging is of type str, no section: write [judging]"),
+        ("[[judging]]\nalpha = 0.05", "judging is of type list, no section: write [judging]"),
+    ],
+)
+def test_a_settings_file_with_a_value_in_a_sections_place_is_refused_by_name(
+    saved: Saved, tmp_path: Path, written: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wrong.toml").write_text(written)
+    assert regression_command.main(["--config", str(tmp_path / "wrong.toml"), *saved(answers(), answers())]) == 2
+    error = capsys.readouterr().err
+    assert "wrong.toml' cannot be used: " + told in error
+    assert error.count("\n") == 1
+
+
 def test_help_has_examples_and_waits_for_no_pandas() -> None:
     code = "import sys, monitoring.regression_command as c; c._parser().format_help(); print('pandas' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -169,6 +187,19 @@ def test_values_that_are_missing_in_a_parquet_file_are_a_segment_and_no_value_of
         assert regression_command.main(given) == 2
         told = "column meta_x is not the same in both files for 400 request_ids (000000, 000001, 000002, ...)"
         assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("column", "value"), [("meta_tags", ["a", "b"]), ("meta_tags", ["a"]), ("slice", {"a": 1})])
+@pytest.mark.parametrize("other", ["the same", "without"])
+def test_lists_that_are_said_of_a_request_are_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], column: str, value: object, other: str
+) -> None:
+    paths = [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]
+    frame = answers().assign(**{column: [None] + [value] * 999})
+    frame.to_parquet(paths[0])
+    (frame if other == "the same" else answers()).to_parquet(paths[1])
+    assert regression_command.main(paths) == 2
+    assert f"a.parquet': column {column} holds lists in 999 rows" in capsys.readouterr().err
 
 
 def test_rows_are_joined_by_request_id_whatever_their_order(saved: Saved) -> None:
