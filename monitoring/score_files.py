@@ -122,7 +122,7 @@ def slices(
             for name in dict.fromkeys(names)
         }
     meta = {str(name): champion[name].to_numpy(object) for name in champion if str(name).startswith("meta_")}
-    segments, left_out = segments_of(scores, meta)
+    segments, left_out = segments_of(scores, meta, settings)
     if twice := sorted(parts.keys() & segments.keys()):
         raise InputError(f"slice {twice[0]!r} has the name of a segment: call it otherwise")
     if AGREEMENT in scores and (unknown := int(np.isnan(np.asarray(scores[AGREEMENT].champion)).sum())):
