@@ -54,7 +54,7 @@ def p_not_above(gained: int, lost: int, rows: int, delta: float) -> float:
     seen = float(score(np.array([gained]), np.array([lost]), rows, delta)[0])
     if gained + lost > EXACT_UP_TO:
         return float(special.ndtr(-seen))
-    low, high = _interval(lost, rows)
+    low, high = share_between(lost, rows, GAMMA / 2)
     low, high = max(low, -delta), min(high, (1 - delta) / 2)
     if low > high:  # no such chance of a lost row goes with delta: all that do gain more, or all gain less
         return GAMMA if gained - lost > rows * delta else 1.0
@@ -68,10 +68,10 @@ def p_not_above(gained: int, lost: int, rows: int, delta: float) -> float:
 
 
 @lru_cache(maxsize=1000)
-def _interval(lost: int, rows: int) -> tuple[float, float]:
-    """Where the chance of a lost row is looked for (Clopper and Pearson, Biometrika 26 (1934), 404-413)."""
-    low = float(special.betaincinv(lost, rows - lost + 1, GAMMA / 2)) if lost else 0.0
-    high = float(special.betaincinv(lost + 1, rows - lost, 1 - GAMMA / 2)) if lost < rows else 1.0
+def share_between(count: int, rows: int, alpha: float) -> tuple[float, float]:
+    """Return bounds of a share, at alpha each (Clopper and Pearson, Biometrika 26 (1934), 404-413)."""
+    low = float(special.betaincinv(count, rows - count + 1, alpha)) if count else 0.0
+    high = float(special.betaincinv(count + 1, rows - count, 1 - alpha)) if count < rows else 1.0
     return low, high
 
 

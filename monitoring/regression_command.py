@@ -3,7 +3,9 @@
 import argparse
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -92,9 +94,9 @@ def _settings(given: argparse.Namespace) -> tuple[JudgingSettings, str]:
     try:
         sections = tomllib.loads(Path(given.config).read_text("utf-8")) if given.config else {}
         refusal = FeatureSettings.model_validate(
-            {key: value for key, value in sections.get("features", {}).items() if key == "refusal"}
+            {key: value for key, value in _section(sections, "features").items() if key == "refusal"}
         ).refusal
-        return JudgingSettings.model_validate({**sections.get("judging", {}), **chosen}), refusal
+        return JudgingSettings.model_validate({**_section(sections, "judging"), **chosen}), refusal
     except ValidationError as error:
         told = "; ".join(
             f"{'.'.join(map(str, each['loc'])) or 'judging'}: {_plain(each['msg'])}" for each in error.errors()
@@ -102,6 +104,13 @@ def _settings(given: argparse.Namespace) -> tuple[JudgingSettings, str]:
         raise InputError(f"section [judging], features.refusal and the options cannot be used: {told}") from error
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"--config {given.config!r} cannot be used: {error}") from error
+
+
+def _section(sections: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = sections.get(name, {})
+    if not isinstance(found, dict):
+        raise InputError(f"{name} is of type {type(found).__name__}, no section: write [{name}] and its settings below")
+    return found
 
 
 def _plain(message: str) -> str:

@@ -43,7 +43,8 @@ SHOWN = 3
 def read(path: str) -> pd.DataFrame:
     """Return a file of scores, CSV, JSONL or Parquet, under its request_ids.
 
-    Raises InputError, naming the file, when it cannot be read, and for request_ids that are missing or come twice.
+    Raises InputError, naming the file, when it cannot be read, for request_ids that are missing or come twice, and
+    where something that is said of a request is a list.
     """
     kind = Path(path).suffix.lower()
     try:
@@ -62,6 +63,9 @@ def read(path: str) -> pd.DataFrame:
         raise InputError(f"scores {path!r} cannot be read ({' '.join(str(error).split())})") from error
     if "request_id" not in frame:
         raise InputError(f"scores {path!r} have no column request_id: rows are joined by it")
+    for name in (name for name in frame if name == "request_id" or _is_of_requests(name)):
+        if lists := sum(map(pd.api.types.is_list_like, frame[name])):
+            raise InputError(f"scores {path!r}: column {name} holds lists in {lists} rows: give one value for each row")
     if missing := int((frame["request_id"].isna() | (frame["request_id"] == "")).sum()):
         raise InputError(f"scores {path!r}: {missing} rows have no request_id")
     ids = frame["request_id"].astype(str)
@@ -83,7 +87,7 @@ def joined(champion: pd.DataFrame, challenger: pd.DataFrame) -> tuple[pd.DataFra
         raise InputError("the files have no rows")
     challenger = challenger.loc[champion.index]
     for name in (name for name in champion if name in challenger and _is_of_requests(name)):
-        before, after = champion[name], challenger[name]
+        before, after = _plain(champion[name]), _plain(challenger[name])
         unequal = ~((before == after) | (before.isna() & after.isna()))
         if unequal.any():
             raise InputError(
@@ -118,7 +122,7 @@ def slices(
             for name in dict.fromkeys(names)
         }
     meta = {str(name): champion[name].to_numpy(object) for name in champion if str(name).startswith("meta_")}
-    segments, left_out = segments_of(scores, meta)
+    segments, left_out = segments_of(scores, meta, settings)
     if twice := sorted(parts.keys() & segments.keys()):
         raise InputError(f"slice {twice[0]!r} has the name of a segment: call it otherwise")
     if AGREEMENT in scores and (unknown := int(np.isnan(np.asarray(scores[AGREEMENT].champion)).sum())):
@@ -192,6 +196,11 @@ def _kind(name: str) -> Kind:
 
 def _is_of_requests(name: object) -> bool:
     return name in SAME or str(name).startswith("meta_")
+
+
+def _plain(column: pd.Series) -> pd.Series:
+    """A column whose missing values are None: pd.NA is neither equal to a value nor unequal."""
+    return column.astype(object).where(column.notna(), None)
 
 
 def _with_missing(mine: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:

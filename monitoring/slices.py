@@ -21,7 +21,7 @@ KINDS: tuple[Kind, ...] = ("fresh", "old", "golden", "teacher_errors", "segment"
 CALIBRATION = "calibration_error"
 AGREEMENT = "teacher_agreement"  # may have fewer rows than the slice: those of which the teacher's answer is known
 LARGEST = 1e100  # score: sums of squares stay finite
-MAX_VALUES = 50  # a column with more makes no segments
+MAX_VALUES = 50  # of a column with more those with rows enough make segments, and the others are told of together
 MISSING = "(missing)"
 
 
@@ -64,24 +64,41 @@ class Slice:
 
 
 def segments_of(
-    scores: Mapping[str, Paired], labels: Mapping[str, Sequence[object] | npt.NDArray[np.object_]]
+    scores: Mapping[str, Paired],
+    labels: Mapping[str, Sequence[object] | npt.NDArray[np.object_]],
+    settings: JudgingSettings,
 ) -> tuple[dict[str, Slice], list[str]]:
     """Return a slice, named "COLUMN = VALUE", for each value of the meta_ columns, whose values are (rows,) each.
 
-    With them what makes none: a column of more than 50 values. A missing value is one like the others.
+    With them what makes none: where there are more than 50, the values of too few rows. A missing value is one like the
+    others.
     """
     found, left_out = {}, []
     for column, values in labels.items():
         names = np.array([MISSING if _is_missing(value) else str(value) for value in values], object)
-        distinct = sorted(set(names))
-        if len(distinct) > MAX_VALUES:
-            left_out.append(f"{column}: {len(distinct)} values, more than {MAX_VALUES} make no segments")
-            continue
-        for value in distinct:
+        kept, few = values_of(column, names, settings)
+        left_out += few
+        for value in kept:
             here = names == value
             part = {metric: each.of(here) for metric, each in scores.items()}
             found[f"{column} = {value}"] = Slice("segment", part, column)
     return found, left_out
+
+
+def values_of(column: str, names: npt.NDArray[np.object_], settings: JudgingSettings) -> tuple[list[str], list[str]]:
+    """Return the values of a column, (rows,) of str, that make segments, and in words what is left out.
+
+    Of more than 50 values those make none that have fewer rows than judging.segment_rows.
+    """
+    values, rows = np.unique(names, return_counts=True)
+    few = rows < settings.segment_rows
+    if len(values) <= MAX_VALUES or not few.any():
+        return list(values), []
+    told = (
+        f"{column}: {few.sum()} of {len(values)} values have fewer than judging.segment_rows = {settings.segment_rows} "
+        f"rows each, {rows[few].sum():,} rows in all"
+    )
+    return list(values[~few]), [told]
 
 
 def rows_of(part: Slice) -> int:
@@ -153,7 +170,7 @@ def compare(part: Slice, settings: JudgingSettings) -> dict[str, Comparison]:
             continue
         if better_of(metric, paired) == "lower":
             champion, challenger = challenger, champion
-        if _are_binary(champion) and _are_binary(challenger):
+        if are_binary(champion) and are_binary(challenger):
             gained, lost = int((challenger > champion).sum()), int((challenger < champion).sum())
             found[metric] = compare_proportions(gained, lost, len(champion), bars[metric], settings.alpha)
         else:
@@ -163,10 +180,13 @@ def compare(part: Slice, settings: JudgingSettings) -> dict[str, Comparison]:
 
 
 def _is_missing(value: object) -> bool:
-    return value is None or value == "" or value != value  # NaN is not itself
+    import pandas as pd
+
+    return bool(pd.isna(value)) or value == ""  # pd.NA is equal to nothing, and not unequal either
 
 
-def _are_binary(scores: Floats) -> bool:
+def are_binary(scores: Floats) -> bool:
+    """Return whether every score is 0 or 1."""
     return bool(((scores == 0) | (scores == 1)).all())
 
 

@@ -75,7 +75,7 @@ def judge(
             small, taken = packed.measure(student, fresh, packaging, teaching, refusal)
             judged = replace(judged, others={**judged.others, **small}, costs=[*judged.costs, *taken])
         judged.measured.rows.to_parquet(folder / "scores.parquet", index=False)
-        verdict = regression.judge(_pairs(judged, settings), settings, judged.costs) if champion else None
+        verdict = _verdict(judged, settings) if champion else None
         (folder / "verdict.json").write_text(verdict.model_dump_json(indent=1) if verdict else "null")
         return {**_result(verdict, judged), "left_out": left_out + (verdict.left_out if verdict else []), **cost}
 
@@ -142,16 +142,23 @@ def _tasks(models: Mapping[str, Loaded], settings: JudgingSettings, teaching: Te
     }
 
 
-def _pairs(judged: Judged, settings: JudgingSettings) -> dict[str, Slice]:
-    """Return what is compared: each slice of rows, the segments of the fresh one, and the others."""
+def _verdict(judged: Judged, settings: JudgingSettings) -> Verdict:
+    slices, left_out = _pairs(judged, settings)
+    verdict = regression.judge(slices, settings, judged.costs)
+    return verdict.model_copy(update={"left_out": verdict.left_out + left_out})
+
+
+def _pairs(judged: Judged, settings: JudgingSettings) -> tuple[dict[str, Slice], list[str]]:
+    """Return what is compared: each slice of rows, the segments of the fresh one, and the others; and what is not."""
     rows, found = judged.measured.rows, {}
     for part in judged.slices:  # one without rows stays in: it is inconclusive, and says so
         own = rows[rows["slice"] == part.name]
         found[part.name] = Slice(part.kind, measured.paired(own, judged.measured, settings))
     fresh = rows[rows["slice"] == judged.slices[0].name]
-    for name, column, chosen in segments(fresh):
+    parts, left_out = segments(fresh, settings)
+    for name, column, chosen in parts:
         found[name] = Slice("segment", measured.paired(fresh[chosen], judged.measured, settings), column)
-    return found | dict(judged.others)
+    return found | dict(judged.others), left_out
 
 
 def _result(verdict: Verdict | None, judged: Judged) -> dict[str, Any]:

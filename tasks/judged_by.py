@@ -50,7 +50,7 @@ def check_fairness(held_out: pd.DataFrame, judging: JudgingSettings) -> None:
         )
     if len(held_out) > judging.max_rows:
         held_out = held_out.iloc[draw(len(held_out), judging.max_rows, seed=0)]
-    large = [column for _, column, chosen in segments(held_out) if chosen.sum() >= judging.segment_rows]
+    large = [column for _, column, chosen in segments(held_out, judging)[0] if chosen.sum() >= judging.segment_rows]
     if not any(large.count(column) > 1 for column in large):
         raise InputError(
             f"judging.fairness is on, but no meta_ column of the {len(held_out)} held-out rows has two segments of "

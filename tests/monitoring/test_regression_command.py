@@ -74,7 +74,7 @@ def test_a_table_has_every_slice_and_segment_and_names_what_is_harmed_and_left_o
     frame["slice"] = ["fresh 2016"] * 1000 + ["2012"] * 1000 + ["golden [a]"] * 1000
     frame["meta_lang"] = ["de", "en", "en", "en", "fr"] * 500 + ["en"] * 500
     frame.loc[:30, "meta_lang"] = ""
-    frame["meta_user"] = [f"user {at}" for at in range(3000)]
+    frame["meta_user"] = ["user"] * 300 + [f"user {at}" for at in range(2700)]
     worse = changed(changed(frame, 0.3, "target", slice(0, 1000)), 0.2, "I'm sorry, I can not", slice(1000, 2000))
     assert regression_command.main([*saved(frame, worse.sample(frac=1, random_state=0))]) == 1
     printed = capsys.readouterr().out
@@ -86,7 +86,9 @@ def test_a_table_has_every_slice_and_segment_and_names_what_is_harmed_and_left_o
     assert ("meta_lang = en", "token_f1") in lines
     assert "harmed: 2012" in printed
     assert "left out: meta_lang = (missing): 31 rows, fewer than judging.segment_rows = 300" in printed
-    assert "left out: meta_user: 3000 values, more than 50 make no segments" in printed
+    assert ("meta_user = user", "exact_match") in lines
+    told = "meta_user: 2700 of 2701 values have fewer than judging.segment_rows = 300 rows each, 2,700 rows in all"
+    assert f"left out: {told}" in printed
 
 
 def test_json_is_the_whole_verdict(saved: Saved, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +130,24 @@ def test_wrong_options_are_said_in_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("features = 3", "features is of type int, no section: write [features]"),
+        ("judging = 'exact_match'", "judging is of type str, no section: write [judging]"),
+        ("[[judging]]\nalpha = 0.05", "judging is of type list, no section: write [judging]"),
+    ],
+)
+def test_a_settings_file_with_a_value_in_a_sections_place_is_refused_by_name(
+    saved: Saved, tmp_path: Path, written: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wrong.toml").write_text(written)
+    assert regression_command.main(["--config", str(tmp_path / "wrong.toml"), *saved(answers(), answers())]) == 2
+    error = capsys.readouterr().err
+    assert "wrong.toml' cannot be used: " + told in error
+    assert error.count("\n") == 1
+
+
 def test_help_has_examples_and_waits_for_no_pandas() -> None:
     code = "import sys, monitoring.regression_command as c; c._parser().format_help(); print('pandas' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -152,6 +172,36 @@ def test_formats_can_be_mixed_and_say_the_same(tmp_path: Path) -> None:
         assert other.to_dict() == read[0].to_dict()
     assert read[0].index[0] == "000000"
     assert "NA" in set(read[0]["response"]), "an answer, nothing missing"
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("string", "a"), ("Int64", 1), ("category", "a"), (object, "a")])
+def test_values_that_are_missing_in_a_parquet_file_are_a_segment_and_no_value_of_the_other_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: Any, value: object
+) -> None:
+    paths = [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]
+    some = answers().assign(meta_x=pd.Series([None] * 400 + [value] * 600, dtype=dtype))
+    some.to_parquet(paths[0])
+    some.to_parquet(paths[1])
+    assert regression_command.main(paths) == 0
+    assert "meta_x = (missing)" in capsys.readouterr().out
+    some.assign(meta_x=pd.Series([value] * 1000, dtype=dtype)).to_parquet(paths[1])
+    for given in (paths, paths[::-1]):
+        assert regression_command.main(given) == 2
+        told = "column meta_x is not the same in both files for 400 request_ids (000000, 000001, 000002, ...)"
+        assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("column", "value"), [("meta_tags", ["a", "b"]), ("meta_tags", ["a"]), ("slice", {"a": 1})])
+@pytest.mark.parametrize("other", ["the same", "without"])
+def test_lists_that_are_said_of_a_request_are_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], column: str, value: object, other: str
+) -> None:
+    paths = [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]
+    frame = answers().assign(**{column: [None] + [value] * 999})
+    frame.to_parquet(paths[0])
+    (frame if other == "the same" else answers()).to_parquet(paths[1])
+    assert regression_command.main(paths) == 2
+    assert f"a.parquet': column {column} holds lists in 999 rows" in capsys.readouterr().err
 
 
 def test_rows_are_joined_by_request_id_whatever_their_order(saved: Saved) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from monitoring.errors import InputError
+from monitoring.fairness import Fairness, fairness
 from monitoring.judging_settings import JudgingSettings
 from monitoring.regression import Paired, Slice, Verdict, judge
 
@@ -97,3 +98,70 @@ def test_lower_is_better_turns_worst_and_best_around() -> None:
     (fair,) = verdict(refusing("de", 0.02, 0.02), refusing("en", 0.03, 0.30), settings=settings).fairness
     assert (fair.worst, fair.outcome) == ("meta_lang = en", "fail")
     assert fair.worst_change == pytest.approx(-0.27)
+
+
+# -- how often it is wrong --------------------------------------------------------------------------------------------
+
+RUNS = 150
+AT_MOST = 0.05 + 3 * (0.05 * 0.95 / RUNS) ** 0.5
+
+
+def drawn(rng: np.random.Generator, champion: list[float], challenger: list[float], rows: int) -> dict[str, Slice]:
+    """Segments in which the models are truly right so often, most rows alike by both."""
+    parts = {}
+    for at, (before, after) in enumerate(zip(champion, challenger, strict=True)):
+        luck = rng.random(rows)
+        other = np.where(rng.random(rows) < 0.1, rng.random(rows), luck)
+        scores = Paired((luck < before).astype(float), (other < after).astype(float))
+        parts[f"meta_lang = {at}"] = Slice("segment", {"exact_match": scores}, "meta_lang")
+    return parts
+
+
+def judged(
+    champion: list[float], challenger: list[float], rows: int = 300, runs: int = RUNS, gap: float = 0.1
+) -> list[Fairness]:
+    """What is said of so many simulated challengers that may lose 0.05 in their worst segment."""
+    rng, settings = np.random.default_rng(11), JudgingSettings(fairness=True, fairness_gap=gap)
+    return [one for _ in range(runs) for one in fairness(drawn(rng, champion, challenger, rows), settings)]
+
+
+def share(found: list[Fairness], outcome: str) -> float:
+    return float(np.mean([one.outcome == outcome for one in found]))
+
+
+@pytest.mark.parametrize("shares", [[0.55, 0.65], [0.55] * 5 + [0.65] * 5], ids=["two", "ten"])
+def test_a_gap_of_just_what_is_accepted_passes_and_fails_at_most_at_the_level(shares: list[float]) -> None:
+    found = judged(shares, shares)
+    assert np.mean([one.gap_upper < 0.1 for one in found]) <= AT_MOST
+    assert share(found, "pass") <= AT_MOST
+    assert share(found, "fail") <= AT_MOST
+
+
+@pytest.mark.parametrize(
+    ("champion", "challenger"),
+    [
+        ([0.6] * 10, [0.55] + [0.6] * 9),
+        ([0.55] + [0.7] * 4, [0.5] * 5),
+    ],
+    ids=["one of ten", "other segments became the worst"],
+)
+def test_a_worst_segment_that_lost_just_too_much_passes_and_fails_at_most_at_the_level(
+    champion: list[float], challenger: list[float]
+) -> None:
+    found = judged(champion, challenger, gap=0.5)
+    assert np.mean([one.worst_lower > -0.05 for one in found]) <= AT_MOST
+    assert share(found, "pass") <= AT_MOST
+    assert share(found, "fail") <= AT_MOST
+
+
+def test_an_even_challenger_passes_2000_rows_a_segment_and_an_uneven_one_fails() -> None:
+    assert share(judged([0.7] * 10, [0.7] * 10, 2000, 10), "pass") >= 0.8
+    assert share(judged([0.7] * 10, [0.7] * 9 + [0.9], 2000, 10), "fail") >= 0.8
+    assert share(judged([0.7] * 10, [0.58] + [0.7] * 9, 2000, 10, gap=0.5), "fail") >= 0.8
+
+
+def test_scores_that_are_all_the_same_say_as_little_as_their_rows_allow() -> None:
+    (fair,) = judged([1.0, 1.0], [1.0, 1.0], runs=1)
+    assert fair.gap_upper == pytest.approx(1 - 0.05 ** (1 / 300)), "0.01 of rows are missed by 300 with chance 0.05"
+    assert fair.worst_lower is not None
+    assert fair.worst_lower < -0.009

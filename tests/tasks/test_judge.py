@@ -254,6 +254,18 @@ def test_fairness_is_judged_where_it_is_asked_for(place: Place) -> None:
     assert any(row["slice"] == "fairness over meta_region" for row in table(ended))
 
 
+def test_values_of_too_few_rows_in_a_column_of_many_are_told_of_together(place: Place) -> None:
+    window = pd.read_parquet(place.run.folder / "window.parquet")
+    tenants = ["large" if at % 2 else f"tenant {at}" for at in range(ROWS)]
+    window.assign(meta_tenant=tenants).to_parquet(place.run.folder / "window.parquet")
+    ended = place.judge("good")
+    rows = checks(ended)[f"fresh {NEW}"]["rows"] - checks(ended)["segment meta_tenant = large"]["rows"]
+    few = "fewer than judging.segment_rows = 100 rows each"
+    told = f"meta_tenant: {rows} of {rows + 1} values have {few}, {rows} rows in all"
+    assert told in ended["left_out"]
+    assert told in json.loads((place.run.stage("judge") / "verdict.json").read_text())["left_out"]
+
+
 def test_a_challenger_that_takes_too_much_memory_is_refused(place: Place) -> None:
     ended = place.judge("good", SETTINGS.model_copy(update={"max_memory": 0.5}))
     assert ended["outcome"] == "fail"
