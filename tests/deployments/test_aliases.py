@@ -169,6 +169,21 @@ def test_a_champion_set_by_hand_after_the_cut_is_left(registry: Registry, served
     assert registry.recover() == ""
 
 
+@pytest.mark.parametrize("fail_at", [2, 7])  # nothing of it is carried out; all but its end is written down
+def test_a_rollback_that_a_champion_set_by_hand_overtook_says_that_it_changed_nothing(
+    fail_at: int, registry: Registry, served: Served, cut: Cutter
+) -> None:
+    promoted(registry, 3)
+    with pytest.raises(Failure, match="cut before"):
+        cut(registry, fail_at).rollback("worse")
+    registry.client.set_registered_model_alias("student", "champion", "1")
+    with pytest.raises(Failure, match=r"version 2 was to be put back .*but the registry has champion 1 now"):
+        registry.rollback("worse")
+    assert served(registry)[0] == "1"
+    assert registry.moves()[-1].undone == (fail_at == 2), "what was carried out has served"
+    assert registry.recover() == ""
+
+
 def test_a_rollback_of_another_champion_than_expected_changes_nothing(registry: Registry, served: Served) -> None:
     promoted(registry, 3)
     with pytest.raises(Failure, match=r"champion 2 was to be taken out .*but the registry has champion 3 now"):
