@@ -261,6 +261,39 @@ def test_the_moves_tell_who_served_when_and_why(registry: Registry) -> None:
     assert all(datetime.fromisoformat(move.at).tzinfo is not None for move in registry.moves())
 
 
+@pytest.mark.parametrize("what", ["promotion", "rollback", "start"])
+def test_while_the_record_of_moves_is_deleted_nothing_moves_and_the_command_that_restores_it_is_told(
+    what: str, registry: Registry, served: Served
+) -> None:
+    promoted(registry, 2)
+    candidate(registry)
+    calls: dict[str, Callable[[], object]] = {
+        "promotion": lambda: registry.promote("3", "2"),
+        "rollback": lambda: registry.rollback("worse"),
+        "start": registry.recover,
+    }
+    registry.client.delete_run(registry.promotions)
+    with pytest.raises(Failure, match=f"was deleted: .*mlflow runs restore --run-id {registry.promotions}`"):
+        calls[what]()
+    assert served(registry) == ("2", "1", "3")
+    registry.client.restore_run(registry.promotions)
+    calls[what]()
+
+
+def test_a_record_of_moves_that_is_gone_for_good_is_begun_anew_when_its_tag_is_deleted(
+    uri: str, registry: Registry, served: Served
+) -> None:
+    promoted(registry, 2)
+    registry.client.delete_run(registry.promotions)
+    registry.client._tracking_client.store._hard_delete_run(registry.promotions)  # as `mlflow gc` does
+    with pytest.raises(Failure, match="is gone for good: .*delete the tag 'promotions' of the registered model"):
+        registry.rollback("worse")
+    registry.client.delete_registered_model_tag("student", journal.TAG)
+    anew = connect(uri, "", "student", 10)
+    assert anew.rollback("worse") == ("2", "1")
+    assert [move.number for move in anew.moves()] == [1]
+
+
 def test_rollbacks_walk_back_to_the_first_version_and_then_say_so(registry: Registry, served: Served) -> None:
     promoted(registry, 3)
     assert registry.rollback("worse answers") == ("3", "2")
