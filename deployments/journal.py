@@ -91,7 +91,8 @@ def unfinished(client: Any, journal: str) -> Move | None:
 
 def claim(client: Any, journal: str, move: Move) -> bool:
     """Writes a move down, which decides it; False when another one has its number."""
-    text = json.dumps({key: value for key, value in asdict(move).items() if key not in ("undone", "done")})
+    said = {key: value for key, value in asdict(move).items() if key not in ("undone", "done")}
+    text = json.dumps(said, ensure_ascii=False)  # escaped, a reason of emoji would be longer than MLflow keeps
     _log_once(client, journal, f"{PARAM}{move.number:04d}", text)
     found = [each for each in read(client, journal) if each.number == move.number]
     return bool(found) and found[0].token == move.token

@@ -286,7 +286,7 @@ def test_a_record_of_moves_that_is_gone_for_good_is_begun_anew_when_its_tag_is_d
     promoted(registry, 2)
     registry.client.delete_run(registry.promotions)
     registry.client._tracking_client.store._hard_delete_run(registry.promotions)  # as `mlflow gc` does
-    with pytest.raises(Failure, match="is gone for good: .*delete the tag 'promotions' of the registered model"):
+    with pytest.raises(Failure, match=r"is gone for good: .*delete the tag 'promotions' of the registered model"):
         registry.rollback("worse")
     registry.client.delete_registered_model_tag("student", journal.TAG)
     anew = connect(uri, "", "student", 10)
@@ -330,6 +330,24 @@ def test_a_rollback_does_without_a_deleted_older_version(registry: Registry, ser
 def test_a_rollback_without_a_champion_says_so(registry: Registry) -> None:
     with pytest.raises(InputError, match="nothing to roll back to: 'student' has no champion"):
         registry.rollback("worse")
+
+
+@pytest.mark.parametrize("reason", ["R\udcfcckfall", "a\0b"])
+def test_a_reason_that_cannot_be_stored_is_refused_before_anything_is_written_down(
+    reason: str, registry: Registry, served: Served
+) -> None:
+    promoted(registry, 2)
+    with pytest.raises(InputError, match=r"the reason (holds a null byte|is not UTF-8)"):
+        registry.rollback(reason)
+    assert len(registry.moves()) == 2
+    assert registry.rollback("plain") == ("2", "1")
+
+
+@pytest.mark.parametrize("letter", ["\U0001f600", "\x01", '"', "ü"])
+def test_the_longest_reason_is_kept_whole_however_its_letters_are_written(letter: str, registry: Registry) -> None:
+    promoted(registry, 2)
+    registry.rollback(letter * 500)
+    assert registry.moves()[-1].reason == registry.get("2").tags["rollback_reason"] == letter * 500
 
 
 def test_of_two_moves_with_one_number_the_store_keeps_the_first_and_tells_the_other(registry: Registry) -> None:
