@@ -68,8 +68,9 @@ def rollback(
     begun = journal.unfinished(client, moves)
     if begun and begun.what == "rollback" and expected in (None, begun.before):
         recover(client, student, moves)
-        if _undone(client, moves, begun):
-            raise _gone(student, f"version {begun.to} was to be put back", read(client, student).get("champion"))
+        champion = read(client, student).get("champion")
+        if champion != begun.to or _undone(client, moves, begun):  # set by hand, or its version was deleted meanwhile
+            raise _gone(student, f"version {begun.to} was to be put back", champion)
         return str(begun.before), begun.to
     number = _settled(client, student, moves, undo=True)
     found = read(client, student)
@@ -118,6 +119,7 @@ def recover(client: Any, student: str, moves: str, *, undo: bool = False) -> str
         return ""
     champion = read(client, student).get("champion")
     if champion not in (move.before, move.to):
+        journal.decide(client, moves, move, "undone")  # unless it was kept before
         journal.finish(client, moves, move)
         return f"the {move}, was cut short, and {_named(champion)} was set by hand since: that was left as it is"
     takes_back = undo and move.what == "promotion" and champion == move.before

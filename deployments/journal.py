@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import uuid4
 
+from deployments.errors import Failure
+
 TAG = "promotions"  # of the registered model: the id of the run that holds its moves
 PARAM = "move/"
 
@@ -69,10 +71,10 @@ def find_or_create(client: Any, student: str, experiment: str, exists: Callable[
 
 
 def read(client: Any, journal: str) -> list[Move]:
-    """All moves, in order; none for a registry without a journal."""
+    """All moves, in order; none for a registry without a journal. Raises Failure when somebody deleted them."""
     if not journal:
         return []
-    params: dict[str, str] = client.get_run(journal).data.params
+    params = _params(client, journal)
     found = []
     for key, text in params.items():
         if key.startswith(PARAM) and key.count("/") == 1:
@@ -89,7 +91,8 @@ def unfinished(client: Any, journal: str) -> Move | None:
 
 def claim(client: Any, journal: str, move: Move) -> bool:
     """Writes a move down, which decides it; False when another one has its number."""
-    text = json.dumps({key: value for key, value in asdict(move).items() if key not in ("undone", "done")})
+    said = {key: value for key, value in asdict(move).items() if key not in ("undone", "done")}
+    text = json.dumps(said, ensure_ascii=False)  # escaped, a reason of emoji would be longer than MLflow keeps
     _log_once(client, journal, f"{PARAM}{move.number:04d}", text)
     found = [each for each in read(client, journal) if each.number == move.number]
     return bool(found) and found[0].token == move.token
@@ -99,12 +102,33 @@ def decide(client: Any, journal: str, move: Move, end: Literal["kept", "undone"]
     """Writes down that a move is kept, or that it shall be undone; says whether it is so: who is first decides."""
     key = f"{PARAM}{move.number:04d}/decided"
     _log_once(client, journal, key, end)
-    return bool(client.get_run(journal).data.params[key] == end)
+    return _params(client, journal)[key] == end
 
 
 def finish(client: Any, journal: str, move: Move) -> None:
     """Writes down that all of a move is carried out; once is enough."""
     _log_once(client, journal, f"{PARAM}{move.number:04d}/done", now())
+
+
+def _params(client: Any, journal: str) -> dict[str, str]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(journal)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise Failure(
+            f"the MLflow run {journal} ({TAG!r}), in which every change of the champion is written down, is gone for "
+            f"good: put it back from a backup of the registry, or delete the tag {TAG!r} of the registered model and "
+            "start again, which begins a new record; the champion stays"
+        ) from error
+    if run.info.lifecycle_stage == "deleted":
+        raise Failure(
+            f"the MLflow run {journal} ({TAG!r}), in which every change of the champion is written down, was deleted: "
+            f"restore it with `mlflow runs restore --run-id {journal}`, MLFLOW_TRACKING_URI being this registry"
+        )
+    return dict(run.data.params)
 
 
 def _log_once(client: Any, journal: str, key: str, text: str) -> None:

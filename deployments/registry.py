@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from deployments import aliases, journal, runs
+from deployments import aliases, journal, runs, text
 from deployments.connection import (
     absolute,
     database,
@@ -151,10 +151,10 @@ class Registry:
         """
         _plain("retrain_id", retrain_id)
         texts = {key: str(value) for key, value in params.items()}
-        for key, text in texts.items():
-            if len(text) > PARAM_LENGTH:
+        for key, value in texts.items():
+            if len(value) > PARAM_LENGTH:
                 raise InputError(
-                    f"parameter {key} of retrain {retrain_id} has {len(text)} characters, MLflow keeps "
+                    f"parameter {key} of retrain {retrain_id} has {len(value)} characters, MLflow keeps "
                     f"{PARAM_LENGTH}: hand it over as a file among the artifacts"
                 )
         with explained(self.uri, f"recording retrain {retrain_id}"):
@@ -222,6 +222,8 @@ class Registry:
         """
         if len(reason) > REASON_LENGTH:
             raise InputError(f"the reason has {len(reason)} characters, {REASON_LENGTH} are kept: say it in fewer")
+        if wrong := text.fault(reason):  # found out later, it would be in the way of every later move
+            raise InputError(f"the reason {wrong}: no registry keeps that, say it otherwise")
         with explained(self.uri, "rolling back"), self.lock():
             return aliases.rollback(self.client, self.student, self.promotions, reason, expected, target)
 

@@ -209,9 +209,8 @@ def _verify(registry: "Registry", given: argparse.Namespace) -> int:
     from deployments.verification import differences
 
     version = _chosen(registry, given.version)
-    with tempfile.TemporaryDirectory() as nowhere:
-        cache = Path(given.workspace).expanduser().absolute() / "checkpoints" if given.workspace else Path(nowhere)
-        folder = registry.fetch(version.version, cache)
+    with tempfile.TemporaryDirectory() as nowhere:  # not the workspace's own copy: it may be in use
+        folder = registry.fetch(version.version, Path(nowhere))
         wrong = differences(folder, version.tags)
     data = changed_data(version.tags, Path(given.workspace) / "runs" if given.workspace else None, given.log)
     wrong += [f"{place}: {said}" for place, said in data.items() if said.startswith("changed")]

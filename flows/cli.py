@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 import deployments.errors
+import deployments.text
 import distill.errors
 import monitoring.errors
 from flows import settings
@@ -67,6 +68,13 @@ def parse(arguments: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.N
         nearest = get_close_matches(unknown[0].split("=")[0], options, 1, 0.0)[0]
         raise settings.SettingsError(f"{unknown[0]!r} on the command line is no option; the nearest is {nearest}")
     return known
+
+
+def text(given: str) -> str:
+    """Return a text for the registry; raises ArgumentTypeError for one that it cannot keep."""
+    if wrong := deployments.text.fault(given):
+        raise argparse.ArgumentTypeError(f"what was given {wrong}")
+    return given
 
 
 def overrides(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -205,8 +205,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--approve", metavar="RETRAIN_ID", help="promote the challenger of a retrain that was held for a person"
     )
-    parser.add_argument("--by", default="", metavar="NAME", help="with --approve: who says so (default: your login)")
-    parser.add_argument("--note", default="", metavar="TEXT", help="with --approve: why, for the registry")
+    parser.add_argument(
+        "--by", type=cli.text, default="", metavar="NAME", help="with --approve: who says so (default: your login)"
+    )
+    parser.add_argument(
+        "--note", type=cli.text, default="", metavar="TEXT", help="with --approve: why, for the registry"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object on the last line")
     parser.add_argument("--open", action="store_true", help="open the Evidently report in a browser")
     options = cli.parse(parser, argv)

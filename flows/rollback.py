@@ -44,7 +44,7 @@ def rollback(
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
     parser = cli.parser("flows.rollback", __doc__ or "")
-    parser.add_argument("--reason", default="asked for", help="why, for the registry and the event")
+    parser.add_argument("--reason", type=cli.text, default="asked for", help="why, for the registry and the event")
     parser.add_argument("--champion", metavar="VERSION", help="only if this version is the champion")
     parser.add_argument("--json", action="store_true", help="print what was done as one JSON object on the last line")
     options = cli.parse(parser, argv)

@@ -23,8 +23,9 @@ from prefect.input import RunInput
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
-from pydantic import Field
+from pydantic import Field, ValidationError, field_validator
 
+from deployments import text
 from deployments.errors import Failure, InputError
 from deployments.registry import Registry
 from deployments.settings import PromotionSettings
@@ -43,6 +44,13 @@ class Answer(RunInput):
     approve: bool = Field(description="promote this challenger")
     by: str = Field(min_length=1, max_length=200, description="who says so, for the registry")
     note: str = Field("", max_length=1000, description="why, for the registry")
+
+    @field_validator("by", "note")
+    @classmethod
+    def _can_be_kept(cls, given: str) -> str:
+        if wrong := text.fault(given):
+            raise ValueError(wrong)
+        return given
 
 
 def require(retrain_id: str, runs: Path) -> None:
@@ -113,9 +121,10 @@ def approval(run: Run, version: str, settings: PromotionSettings) -> Said:
 def give(run: Run, by: str, note: str) -> None:
     """Approve a challenger that was held for a person: the retrain can go on, or the flow run that waits does.
 
-    Raises InputError when the retrain has no challenger, its checks failed or it ended otherwise, Failure when the
-    flow run that waits for the answer cannot be reached.
+    Raises InputError when the retrain has no challenger, its checks failed or it ended otherwise, or the answer is none
+    that can be kept; Failure when the flow run that waits for the answer cannot be reached.
     """
+    _check_answer(by, note)
     check(run)
     logger = get_run_logger()
     if _resumed(run, by, note):
@@ -126,6 +135,15 @@ def give(run: Run, by: str, note: str) -> None:
         _write(run, True, by, note)
         for ended in ("result.json", WAITING):  # a process that was killed while it waited left the latter
             (run.folder / ended).unlink(missing_ok=True)
+
+
+def _check_answer(by: str, note: str) -> None:
+    """Raise InputError for what the form in Prefect's UI would refuse."""
+    try:
+        Answer(approve=True, by=by, note=note)
+    except ValidationError as error:
+        (first, *_) = error.errors(include_url=False, include_context=False, include_input=False)
+        raise InputError(f"--{first['loc'][0]}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def check(run: Run) -> None:
@@ -162,12 +180,18 @@ def shown(run: Run, version: str) -> str:
 
 
 def tags(run: Run) -> dict[str, str]:
-    """Return by whom a version was let through or refused, as registry tags."""
+    """Return by whom a version was let through or refused, as registry tags; raises Failure for what it cannot keep."""
     if not run.stage(STAGE).is_dir():
         return {"approval": "auto"}
     said = read_json(run.stage(STAGE) / "manifest.json")["result"]
     how, done = ("person", "approved") if said["approved"] else ("refused", "refused")
     found = {"approval": how, f"{done}_by": said["by"], f"{done}_at": said["at"], "approval_note": said["note"]}
+    for key, value in found.items():
+        if wrong := text.fault(value):
+            raise Failure(
+                f"{key} of retrain {run.request.retrain_id} {wrong}, which no registry keeps: delete "
+                f"{str(run.stage(STAGE))!r} and give the answer anew"
+            )
     return {key: value for key, value in found.items() if value}
 
 

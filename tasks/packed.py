@@ -11,6 +11,7 @@ import pandas as pd
 
 from deployments.bento import quantised
 from deployments.bento.serving.limits import fault
+from deployments.bento.smoke import body
 from deployments.settings import PackagingSettings
 from monitoring import row_metrics
 from monitoring.budgets import Cost
@@ -54,5 +55,9 @@ def measure(
 
 def servable(rows: pd.DataFrame, packaging: PackagingSettings) -> pd.DataFrame:
     """Return the rows whose prompts a service takes."""
-    taken = [fault(prompt) is None and len(prompt) <= packaging.max_prompt_chars for prompt in rows["prompt"]]
-    return rows[taken]
+
+    def taken(prompt: str) -> bool:
+        fits = len(prompt) <= packaging.max_prompt_chars and len(body([prompt])) <= packaging.max_body_bytes
+        return fits and fault(prompt) is None
+
+    return rows[[taken(prompt) for prompt in rows["prompt"]]]

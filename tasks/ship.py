@@ -176,12 +176,12 @@ def promote(run: Run, registry: Registry, version: str, tracker: Tracker | None 
                 f"version {version} of {run.request.student!r} was promoted and then rolled back, at {taken_out}: "
                 "it is not promoted again; give the same command with --again for a new retrain"
             )
-        later = list(_later_metrics(run))
+        said, later = approve.tags(run), list(_later_metrics(run))
         registry.add(run.manifests()["register"]["result"]["run_id"], later)
         with one_at_a_time(run.request.student):
             verify_checkpoint(registry.fetch(version, run.folder.parent.parent / "checkpoints"), found.tags)
             registry.promote(version, expected=before.version if before else None)
-        registry.tag(version, approve.tags(run))
+        registry.tag(version, said)
         # As a run of its own: what is written offline cannot be gone on with.
         tracked = _track(tracker if later else None, run, "-profile", {}, later, folder / "wandb")
         return {"champion": version, "previous": before.version if before else None, **tracked}

@@ -45,6 +45,7 @@ class Server:
     pid: int
     key: str = ""  # asked for in the Authorization header, if any
     max_prompts: int = 1  # in one request
+    max_body_bytes: int = 8_000_000  # of one request
 
 
 def smoke_test(
@@ -73,10 +74,9 @@ def smoke_test(
             headers = {"Authorization": f"Bearer {server.key}"} if server.key else {}
             with httpx.Client(base_url=server.url, timeout=timeout, trust_env=False, headers=headers) as client:
                 rows = []
-                for at in range(0, len(prompts), server.max_prompts):
-                    part = slice(at, at + server.max_prompts)
-                    response = client.post("/generate", json={"prompts": list(prompts[part])})
-                    rows += _check_answers(bento, response, expected[part], model_version)
+                for part in _requests(prompts, server.max_prompts, server.max_body_bytes):
+                    sent = {"content": body(prompts[part]), "headers": {"content-type": "application/json"}}
+                    rows += _check_answers(bento, client.post("/generate", **sent), expected[part], model_version)
                 _check_endpoints(bento, client)
         except httpx.TransportError as error:
             reason = f"{type(error).__name__}: {error}"
@@ -92,11 +92,39 @@ def smoke_test(
         )
 
 
+def body(prompts: Sequence[str]) -> bytes:
+    """Return the body of a request."""
+    return json.dumps({"prompts": list(prompts)}, ensure_ascii=False).encode()
+
+
+def _requests(prompts: Sequence[str], most: int, longest: int) -> Iterator[slice]:
+    """Yield which prompts go into one request: at most `most`, and no more than one if it has over `longest` bytes."""
+    at = 0
+    while at < len(prompts):
+        count = min(most, len(prompts) - at)
+        while count > 1 and len(body(prompts[at : at + count])) > longest:
+            count = (count + 1) // 2
+        yield slice(at, at + count)
+        at += count
+
+
+def _reason(response: "httpx.Response") -> str:
+    """Return why a service refused a request, which quotes nothing of it; "" where it does not say."""
+    try:
+        found = response.json()
+    except ValueError:
+        return ""
+    return f": {found['error']}" if isinstance(found, dict) and "error" in found else ""
+
+
 def _check_answers(
     bento: Bento, response: "httpx.Response", expected: Sequence[str], model_version: str
 ) -> list[dict[str, Any]]:
     if response.status_code != 200:
-        raise Failure(f"Bento {bento.tag} answered POST /generate with status {response.status_code}, not with 200")
+        raise Failure(
+            f"Bento {bento.tag} answered POST /generate with status {response.status_code}, not with 200"
+            f"{_reason(response)} (the limits of a service are settings: packaging.max_*)"
+        )
     rows: list[dict[str, Any]] = response.json()
     if len(rows) != len(expected):
         raise Failure(f"Bento {bento.tag} gave {len(rows)} answers to {len(expected)} prompts")
@@ -152,7 +180,8 @@ def serve(bento: Bento, *, port: int = 0, timeout: float = 180.0, own_key: bool 
         try:
             _await_ready(bento, server, known, log, port, began + timeout, timeout)
             ready = time.monotonic() - began
-            yield Server(f"http://{HOST}:{port}", log, ready, server.pid, "".join(key.values()), model["max_prompts"])
+            limits = model["max_prompts"], model["max_body_bytes"]
+            yield Server(f"http://{HOST}:{port}", log, ready, server.pid, "".join(key.values()), *limits)
         finally:
             process.stop(server, known)
 

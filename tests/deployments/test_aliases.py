@@ -169,6 +169,21 @@ def test_a_champion_set_by_hand_after_the_cut_is_left(registry: Registry, served
     assert registry.recover() == ""
 
 
+@pytest.mark.parametrize("fail_at", [2, 7])  # nothing of it is carried out; all but its end is written down
+def test_a_rollback_that_a_champion_set_by_hand_overtook_says_that_it_changed_nothing(
+    fail_at: int, registry: Registry, served: Served, cut: Cutter
+) -> None:
+    promoted(registry, 3)
+    with pytest.raises(Failure, match="cut before"):
+        cut(registry, fail_at).rollback("worse")
+    registry.client.set_registered_model_alias("student", "champion", "1")
+    with pytest.raises(Failure, match=r"version 2 was to be put back .*but the registry has champion 1 now"):
+        registry.rollback("worse")
+    assert served(registry)[0] == "1"
+    assert registry.moves()[-1].undone == (fail_at == 2), "what was carried out has served"
+    assert registry.recover() == ""
+
+
 def test_a_rollback_of_another_champion_than_expected_changes_nothing(registry: Registry, served: Served) -> None:
     promoted(registry, 3)
     with pytest.raises(Failure, match=r"champion 2 was to be taken out .*but the registry has champion 3 now"):
@@ -246,6 +261,39 @@ def test_the_moves_tell_who_served_when_and_why(registry: Registry) -> None:
     assert all(datetime.fromisoformat(move.at).tzinfo is not None for move in registry.moves())
 
 
+@pytest.mark.parametrize("what", ["promotion", "rollback", "start"])
+def test_while_the_record_of_moves_is_deleted_nothing_moves_and_the_command_that_restores_it_is_told(
+    what: str, registry: Registry, served: Served
+) -> None:
+    promoted(registry, 2)
+    candidate(registry)
+    calls: dict[str, Callable[[], object]] = {
+        "promotion": lambda: registry.promote("3", "2"),
+        "rollback": lambda: registry.rollback("worse"),
+        "start": registry.recover,
+    }
+    registry.client.delete_run(registry.promotions)
+    with pytest.raises(Failure, match=f"was deleted: .*mlflow runs restore --run-id {registry.promotions}`"):
+        calls[what]()
+    assert served(registry) == ("2", "1", "3")
+    registry.client.restore_run(registry.promotions)
+    calls[what]()
+
+
+def test_a_record_of_moves_that_is_gone_for_good_is_begun_anew_when_its_tag_is_deleted(
+    uri: str, registry: Registry, served: Served
+) -> None:
+    promoted(registry, 2)
+    registry.client.delete_run(registry.promotions)
+    registry.client._tracking_client.store._hard_delete_run(registry.promotions)  # as `mlflow gc` does
+    with pytest.raises(Failure, match=r"is gone for good: .*delete the tag 'promotions' of the registered model"):
+        registry.rollback("worse")
+    registry.client.delete_registered_model_tag("student", journal.TAG)
+    anew = connect(uri, "", "student", 10)
+    assert anew.rollback("worse") == ("2", "1")
+    assert [move.number for move in anew.moves()] == [1]
+
+
 def test_rollbacks_walk_back_to_the_first_version_and_then_say_so(registry: Registry, served: Served) -> None:
     promoted(registry, 3)
     assert registry.rollback("worse answers") == ("3", "2")
@@ -282,6 +330,24 @@ def test_a_rollback_does_without_a_deleted_older_version(registry: Registry, ser
 def test_a_rollback_without_a_champion_says_so(registry: Registry) -> None:
     with pytest.raises(InputError, match="nothing to roll back to: 'student' has no champion"):
         registry.rollback("worse")
+
+
+@pytest.mark.parametrize("reason", ["R\udcfcckfall", "a\0b"])
+def test_a_reason_that_cannot_be_stored_is_refused_before_anything_is_written_down(
+    reason: str, registry: Registry, served: Served
+) -> None:
+    promoted(registry, 2)
+    with pytest.raises(InputError, match=r"the reason (holds a null byte|is not UTF-8)"):
+        registry.rollback(reason)
+    assert len(registry.moves()) == 2
+    assert registry.rollback("plain") == ("2", "1")
+
+
+@pytest.mark.parametrize("letter", ["\U0001f600", "\x01", '"', "ü"])
+def test_the_longest_reason_is_kept_whole_however_its_letters_are_written(letter: str, registry: Registry) -> None:
+    promoted(registry, 2)
+    registry.rollback(letter * 500)
+    assert registry.moves()[-1].reason == registry.get("2").tags["rollback_reason"] == letter * 500
 
 
 def test_of_two_moves_with_one_number_the_store_keeps_the_first_and_tells_the_other(registry: Registry) -> None:

@@ -229,6 +229,11 @@ def test_a_registry_keeps_promotes_and_gives_back_students(store: str, tmp_path:
     assert [version.version for version in registry.versions()] == ["1", "2"]
 
 
+def copies(cache: Path) -> dict[str, int]:
+    """The files of a cache, if there is one, with the inode of each."""
+    return {str(path): path.stat().st_ino for path in cache.rglob("*")}
+
+
 def test_what_was_changed_in_the_store_after_it_was_fetched_is_found(
     store: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,8 +246,10 @@ def test_what_was_changed_in_the_store_after_it_was_fetched_is_found(
     run = registry.record("r1", params={}, metrics=[], tags={}, artifacts=[])
     version = registry.register("r1", run, checkpoint, hashes(checkpoint))
     verify_checkpoint(registry.fetch("1", cache), version.tags)
+    before = copies(cache)
     command = ["verify", "1", "--uri", store, "--student", "tampered", "--workspace", str(tmp_path / "workspace")]
     assert main(command) == 0
+    assert copies(cache) == before, "the command changes nothing, the workspace's copy neither"
     held = [path for path in tmp_path_factory.getbasetemp().rglob("config.json") if not path.is_relative_to(tmp_path)]
     (kept,) = (path for path in held if path.read_text() == marked)
     kept.write_text('{"marked": "as nobody registered it"}')

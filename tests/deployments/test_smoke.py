@@ -21,6 +21,7 @@ from deployments.bento import smoke
 from deployments.bento.build import Bento
 from deployments.bento.smoke import smoke_test
 from deployments.errors import Failure, InputError
+from deployments.settings import PackagingSettings
 
 
 def _wait(condition: Callable[[], bool], seconds: float, what: str) -> None:
@@ -86,6 +87,35 @@ def test_a_bento_of_another_model_version_fails_the_smoke_test() -> None:
         smoke._check_answers(bento, reply, ["a"], "7")
     with pytest.raises(Failure, match="status 503"):
         smoke._check_answers(bento, httpx.Response(503), ["a"], "7")
+
+
+def test_a_request_that_was_refused_fails_the_smoke_test_with_its_reason_and_where_the_limits_are() -> None:
+    bento, said = Bento("tiny:7-r0", Path("nowhere")), {"error": "the body is longer than 1024 bytes", "detail": []}
+    with pytest.raises(Failure, match=r"status 413.*: the body is longer than 1024 bytes \(.*packaging.max_"):
+        smoke._check_answers(bento, httpx.Response(413, json=said), ["a"], "7")
+    with pytest.raises(Failure, match=r"status 502, not with 200 \("):
+        smoke._check_answers(bento, httpx.Response(502, text="<html>"), ["a"], "7")
+
+
+@pytest.mark.parametrize(
+    ("most", "longest", "sizes"),
+    [(256, 8_000_000, [5]), (2, 8_000_000, [2, 2, 1]), (256, 1300, [2, 2, 1]), (4, 9, [1, 1, 1, 1, 1])],
+)
+def test_smoke_prompts_are_asked_in_as_many_requests_as_the_limits_want(
+    most: int, longest: int, sizes: list[int]
+) -> None:
+    found = list(smoke._requests(["ä" * 300] * 5, most, longest))
+    assert [part.stop - part.start for part in found] == sizes
+
+
+@pytest.mark.integration
+def test_a_small_limit_on_the_bytes_of_a_request_is_kept_by_the_smoke_test(
+    build_bento: Callable[..., Bento], client: httpx.Client, tmp_path: Path
+) -> None:
+    prompts = ["ä" * 300] * 5
+    expected = [row["response"] for row in client.post("/generate", json={"prompts": prompts}).json()]
+    small = build_bento(tmp_path, settings=PackagingSettings(max_body_bytes=1300))
+    assert smoke_test(small, prompts, expected, model_version="7", timeout=600).agreed == 5
 
 
 @pytest.fixture

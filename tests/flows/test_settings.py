@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -288,3 +289,16 @@ def test_the_sections_are_the_packages_own() -> None:
     sections = [type(getattr(Settings(), name)) for name in Settings.model_fields if name != "workspace"]
     assert {section.__module__.split(".")[0] for section in sections} == {"monitoring", "distill", "deployments"}
     assert settings.Settings.model_config["extra"] == "forbid"
+
+
+@pytest.mark.parametrize(
+    ("flow", "options"),
+    [
+        ("rollback", ["--reason", "R\udcfcckfall"]),
+        ("retrain", ["--approve", "r1", "--by", "M\udcfcller"]),
+        ("retrain", ["--approve", "r1", "--note", "a\0b"]),
+    ],
+)
+def test_words_for_the_registry_that_it_cannot_keep_are_refused_by_the_option(flow: str, options: list[str]) -> None:
+    with pytest.raises(SettingsError, match=rf"argument {options[-2]}: what was given (is not UTF-8|holds a null)"):
+        import_module(f"flows.{flow}").main(options)

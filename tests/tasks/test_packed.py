@@ -41,6 +41,12 @@ def rows(tiny_checkpoint: Path) -> pd.DataFrame:
     return found
 
 
+def test_a_prompt_that_is_too_long_for_any_request_of_the_service_is_not_asked() -> None:
+    rows = pd.DataFrame({"prompt": ["short", "ü" * 600, "x" * 600, "x" * 2000, " "]})
+    small = PackagingSettings(max_body_bytes=1024)
+    assert packed.servable(rows, small)["prompt"].tolist() == ["short", "x" * 600]
+
+
 def test_a_student_that_is_packed_as_it_is_has_no_slice_of_its_own(
     rows: pd.DataFrame, tiny_checkpoint: Path, teaching: Teaching
 ) -> None:

@@ -105,6 +105,19 @@ def test_a_changed_student_is_neither_promoted_nor_rolled_back_to(
     assert not (runs[2].folder / "promote").exists()
 
 
+def test_an_answer_that_cannot_be_stored_stops_a_promotion_before_it_moves_the_champion(
+    registry: Registry, tmp_path: Path
+) -> None:
+    run = finished(registry, tmp_path, 1)
+    said = {"approved": True, "by": "Ada", "note": "M\udcfcller", "at": "2026-01-01T00:00:00+00:00"}
+    (run.folder / "approval").mkdir()
+    write_json(run.folder / "approval" / "manifest.json", {"stage": "approval", "result": said})
+    with pytest.raises(Failure, match="approval_note of retrain r1 is not UTF-8"):
+        ship.promote.fn(run, registry, "1")
+    assert registry.aliased() == {"challenger": "1"}
+    assert registry.moves() == []
+
+
 def test_a_rollback_leads_back_to_the_profile_of_the_version_that_serves(registry: Registry, tmp_path: Path) -> None:
     for number in (1, 2):
         ship.promote.fn(finished(registry, tmp_path, number), registry, str(number))
