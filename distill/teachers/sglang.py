@@ -31,7 +31,7 @@ class SGLangTeacher(OfCheckpoint):
 
     Of the checkpoint itself tokenizer, configuration and digest are read. Drawn answers come from a server's own
     generator, so that another server draws others. At most `concurrency` requests are under way; one may take
-    `request_seconds`, all of them together `job_seconds`, and servers may be away for `outage_seconds`.
+    `request_seconds`, all of one list together `job_seconds`, and servers may be away for `outage_seconds`.
 
     Raises InputError for addresses that cannot be.
     """
