@@ -103,8 +103,8 @@ class TeacherSettings(Section):
     job_seconds: float = Field(
         0.0,
         ge=0,
-        description="sglang, openai: longest time for one list of prompts, of which a stage may ask several, such as its "
-        "drawn samples or each round's scores; 0: no limit [s]",
+        description="sglang, openai: longest time for one list of prompts, of which a stage may ask several, such as "
+        "its drawn samples or each round's scores; 0: no limit [s]",
         json_schema_extra=LOCATION,
     )
     price_prompt: float = Field(
