@@ -196,7 +196,8 @@ def _worst_upper(
 def _differ_at_most(first: Floats, second: Floats) -> Floats:
     """The upper bound of each of the first means less each of the second, (first, second), by the ends of both."""
     (_, mean, high), (low, other, _) = first.T, second.T
-    return np.subtract.outer(mean, other) + np.hypot.outer(high - mean, other - low)
+    differences: Floats = np.subtract.outer(mean, other) + np.hypot.outer(high - mean, other - low)
+    return differences
 
 
 def _ends(scores: Sequence[Floats], bound: float, alpha: float) -> Floats:

@@ -199,8 +199,8 @@ def _is_of_requests(name: object) -> bool:
 
 
 def _plain(column: pd.Series) -> pd.Series:
-    """A column whose missing values are None: pd.NA is neither equal to a value nor unequal."""
-    return column.astype(object).where(column.notna(), None)
+    """A column whose missing values are NaN: pd.NA is neither equal to a value nor unequal."""
+    return pd.Series(column.astype(object).where(column.notna(), np.nan))
 
 
 def _with_missing(mine: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -179,7 +179,7 @@ def compare(part: Slice, settings: JudgingSettings) -> dict[str, Comparison]:
     return {metric: found[metric] for metric in part.scores if metric in found}
 
 
-def _is_missing(value: object) -> bool:
+def _is_missing(value: Any) -> bool:
     import pandas as pd
 
     return bool(pd.isna(value)) or value == ""  # pd.NA is equal to nothing, and not unequal either

@@ -34,7 +34,8 @@ def _of_column(
     name: str, column: pd.Series, settings: JudgingSettings
 ) -> tuple[list[tuple[str, NDArray[np.bool_]]], list[str]]:
     """Return what the segments of one column are called and which rows they have; none where there is but one."""
-    missing, found, left_out = column.isna().to_numpy(), [], []
+    missing, found = column.isna().to_numpy(), []
+    left_out: list[str] = []
     if is_numeric(column) and column.nunique() > FEW:
         values = floats(column)
         edges = np.unique(np.nanquantile(values, [0.25, 0.5, 0.75]))
