@@ -26,7 +26,7 @@ from prefect.settings import PREFECT_API_URL
 from pydantic import Field, ValidationError, field_validator
 
 from deployments import text
-from deployments.errors import Failure, InputError
+from deployments.errors import Failure, InputError, Spoiled
 from deployments.registry import Registry
 from deployments.settings import PromotionSettings
 from tasks import card, plan
@@ -96,7 +96,7 @@ def approval(run: Run, version: str, settings: PromotionSettings) -> Said:
     if run.stage(STAGE).is_dir():
         given = read_json(run.stage(STAGE) / "manifest.json")
         if given["inputs"]["verdict_sha256"] != _verdict_digest(run):
-            raise Failure(
+            raise Spoiled(
                 f"retrain {run.request.retrain_id} was answered on another verdict than its judge/verdict.json has "
                 f"now: somebody has changed one of the two; --again makes a new retrain"
             )
