@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 
-from deployments.errors import Failure, InputError
+from deployments.errors import Failure, InputError, Spoiled
 
 TOKENIZER = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
@@ -50,12 +50,12 @@ def file_hash(path: Path) -> str:
 
 
 def verify_checkpoint(folder: Path, expected: Mapping[str, str]) -> None:
-    """Raises Failure, naming each file with what was expected and found, unless a checkpoint is what was registered.
+    """Raises Spoiled, naming each file with what was expected and found, unless a checkpoint is what was registered.
 
     `expected` are the tags of its version (`hashes`); one from before `files` was written has `sha256` alone.
     """
     if wrong := differences(folder, expected):
-        raise Failure(
+        raise Spoiled(
             f"checkpoint {str(folder)!r} is not what was registered: {'; '.join(wrong)}. Nothing of it may serve: "
             "restore these files from a backup, or make the student anew (--again)"
         )

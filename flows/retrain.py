@@ -52,8 +52,8 @@ def retrain(
 
     config: settings file. window: START..END. overrides: settings as on the command line. force: retrain although
     the window is quiet, and whatever the policy and the probe say. again: a new retrain although this very request has
-    been answered. reported_by: id of the drift event. approve: id of a retrain that was held, whose challenger is to be
-    promoted; by and note: who says so, and why.
+    been answered, or as what its retrain made was changed or rolled back. reported_by: id of the drift event. approve:
+    id of a retrain that was held, whose challenger is to be promoted; by and note: who says so, and why.
     """
     from flows import wiring
     from tasks import probe, teacher_server, watch
@@ -80,7 +80,7 @@ def retrain(
         if (done := run.result()) is not None:
             logger.info("retrain %s has been answered before: %s", run.request.retrain_id, done["outcome"])
             return _still_so(done, registry)
-        with teacher_server.taken_down_afterwards(run.folder):
+        with teacher_server.taken_down_afterwards(run.folder), run.marked_if_spoiled():
             outcome = _stages(run, chosen, places, registry)
         result = summary.result(run, outcome, places, probe.settle(run, places.ledger))
         if outcome != "held":  # before the end is written: an event may come twice, but is not lost
@@ -201,7 +201,12 @@ def main(argv: Sequence[str]) -> int:
         action="store_true",
         help="retrain although the window is quiet, and whatever the policy and the probe say",
     )
-    parser.add_argument("--again", action="store_true", help="a new retrain, although this request has been answered")
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="a new retrain, although this request has been answered, or as what its retrain made was changed or "
+        "rolled back; one that was killed goes on",
+    )
     parser.add_argument(
         "--approve", metavar="RETRAIN_ID", help="promote the challenger of a retrain that was held for a person"
     )

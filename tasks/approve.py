@@ -8,8 +8,8 @@ a server or without.
 """
 
 import hashlib
-import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -26,7 +26,7 @@ from prefect.settings import PREFECT_API_URL
 from pydantic import Field, ValidationError, field_validator
 
 from deployments import text
-from deployments.errors import Failure, InputError
+from deployments.errors import Failure, InputError, Spoiled
 from deployments.registry import Registry
 from deployments.settings import PromotionSettings
 from tasks import card, plan
@@ -36,6 +36,8 @@ Said = Literal["approved", "refused", "nothing"]
 
 STAGE = "approval"
 WAITING = "waiting.json"
+POLL = 1.0  # between two looks at whether a flow run takes an answer [s]
+PATIENCE = 30.0  # with one that waits and does not take it [s]
 
 
 class Answer(RunInput):
@@ -96,7 +98,7 @@ def approval(run: Run, version: str, settings: PromotionSettings) -> Said:
     if run.stage(STAGE).is_dir():
         given = read_json(run.stage(STAGE) / "manifest.json")
         if given["inputs"]["verdict_sha256"] != _verdict_digest(run):
-            raise Failure(
+            raise Spoiled(
                 f"retrain {run.request.retrain_id} was answered on another verdict than its judge/verdict.json has "
                 f"now: somebody has changed one of the two; --again makes a new retrain"
             )
@@ -127,6 +129,8 @@ def give(run: Run, by: str, note: str) -> None:
     _check_answer(by, note)
     check(run)
     logger = get_run_logger()
+    if not run.is_free():
+        logger.info("retrain %s is at work: it gets the answer as soon as it waits for one", run.request.retrain_id)
     if _resumed(run, by, note):
         logger.info("the answer went to the flow run that waits for it")
         return
@@ -224,13 +228,37 @@ def _waiting(run: Run, seconds: float) -> Iterator[None]:
 
 
 def _resumed(run: Run, by: str, note: str) -> bool:
-    """Hand the answer to the flow run that waits; False when it waits no more, as after its process was killed."""
+    """Hand the answer to the flow run that waits, or is about to; False as soon as no process is at work on it.
+
+    Raises Failure when it waits on another Prefect server, or does not take the answer within PATIENCE.
+    """
+    since, refused = time.monotonic(), None
+    while not run.is_free():  # else nobody is at work on it: what waited has ended, or was killed
+        if (waiting := _waits(run)) is None:
+            since = time.monotonic()
+        else:
+            refused = _answer(run, waiting, by, note)
+            if refused is None:
+                return True
+            if time.monotonic() - since > PATIENCE:
+                raise Failure(
+                    f"flow run {waiting['flow_run']} waits for the answer on retrain {run.request.retrain_id} and has "
+                    f"not taken it for {PATIENCE:g} s ({type(refused).__name__}: {refused}): look at it in Prefect's "
+                    f"UI, or end its process {waiting['process']}; then give the same answer again"
+                ) from refused
+        time.sleep(POLL)
+    return False
+
+
+def _waits(run: Run) -> dict[str, Any] | None:
     try:
-        waiting = json.loads((run.folder / WAITING).read_text("utf-8"))
+        return read_json(run.folder / WAITING)
     except FileNotFoundError:
-        return False
-    if run.is_free():  # nobody is at work on it: what waited has died
-        return False
+        return None
+
+
+def _answer(run: Run, waiting: Mapping[str, Any], by: str, note: str) -> Exception | None:
+    """Resume the flow run that waits; returns why it was not possible, as before it has paused and after it went on."""
     if PREFECT_API_URL.value() != waiting["api"]:
         raise Failure(
             f"retrain {run.request.retrain_id} waits for its answer on the Prefect server {waiting['api']}: set "
@@ -238,9 +266,9 @@ def _resumed(run: Run, by: str, note: str) -> bool:
         )
     try:
         resume_flow_run(UUID(waiting["flow_run"]), run_input={"approve": True, "by": by, "note": note})
-    except (NotPausedError, FlowPauseTimeout, ObjectNotFound):
-        return False
-    return True
+    except (NotPausedError, FlowPauseTimeout, ObjectNotFound, RuntimeError) as error:
+        return error
+    return None
 
 
 def waiting(runs: Path) -> list[str]:

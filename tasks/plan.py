@@ -69,7 +69,7 @@ def plan(
     from tasks import rounds
 
     champion = current_champion(registry, runs.parent / "checkpoints")
-    if champion and asked.window is None and (unfinished := _unfinished(runs / champion.retrain_id)):
+    if champion and asked.window is None and (unfinished := _unfinished(runs, champion, asked)):
         get_run_logger().info("completing retrain %s, which was stopped after its promotion", champion.retrain_id)
         return unfinished
     window, profile_window, notice = choose_window(asked.window, champion, log, traffic_settings.window_days, reference)
@@ -218,8 +218,8 @@ def _check_split(frame: pd.DataFrame, log: str, request: Request, settings: Traf
 def _latest(request: Request, runs: Path, *, again: bool) -> tuple[Run | None, str]:
     """Return the latest run of the same request, or None and the id of a new one.
 
-    On `again` it is a new one when the latest has ended, or when its champion has been replaced since, so that it
-    could never be promoted.
+    On `again` it is a new one when the latest has ended, or could never be promoted: its champion has been replaced
+    since, or it is spoiled. One that was only killed goes on.
     """
     first, latest = _identity(request), None
     for number in itertools.count(1):
@@ -227,8 +227,9 @@ def _latest(request: Request, runs: Path, *, again: bool) -> tuple[Run | None, s
         if not (runs / retrain_id / "request.json").is_file():
             break
         latest = open_run(runs / retrain_id)
-    if latest is not None and again and (latest.result() or latest.request.champion != request.champion):
-        latest = None
+    if latest is not None and again:
+        over = latest.result() or latest.is_spoiled()
+        latest = None if over or latest.request.champion != request.champion else latest
     return latest, retrain_id
 
 
@@ -256,8 +257,9 @@ def open_run(folder: Path) -> Run:
     return Run(folder, Request.model_validate(read_json(folder / "request.json")))
 
 
-def _unfinished(folder: Path) -> Run | None:
+def _unfinished(runs: Path, champion: Champion, asked: Asked) -> Run | None:
+    folder = runs / champion.retrain_id
     if not (folder / "request.json").is_file():
         return None
     run = open_run(folder)
-    return None if run.result() else run
+    return None if run.result() or (asked.again and run.is_spoiled()) else run

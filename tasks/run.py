@@ -6,6 +6,7 @@ runs/<retrain_id>/<stage>.asked.npy     keys of the signals that were lacking wh
                                         on-policy round has its own, train-<round>.asked.npy
 runs/<retrain_id>/<stage>/manifest.json inputs, settings, code revision, start, end, cost, result
 runs/<retrain_id>/<who>-server.log      what a server said that was started for teacher or student
+runs/<retrain_id>/spoiled.json          why it can never end well, if that was found: --again makes a new one then
 runs/<retrain_id>/result.json           the end
 """
 
@@ -27,7 +28,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from deployments.errors import Spoiled
 from tasks import progress
+
+SPOILED = "spoiled.json"
 
 
 class Champion(BaseModel):
@@ -96,6 +100,19 @@ class Run:
         found = {path.parent.name: read_json(path) for path in self.folder.glob("*/manifest.json")}
         finished = {name: manifest for name, manifest in found.items() if not name.endswith(".partial")}
         return dict(sorted(finished.items(), key=lambda item: str(item[1]["end"])))
+
+    def is_spoiled(self) -> bool:
+        """Return whether a stage found that this retrain can never end well."""
+        return (self.folder / SPOILED).is_file()
+
+    @contextmanager
+    def marked_if_spoiled(self) -> Iterator[None]:
+        """Write into the retrain's folder what the block finds that no further attempt will mend."""
+        try:
+            yield
+        except Spoiled as error:
+            write_json(self.folder / SPOILED, {"reason": str(error), "at": datetime.now(UTC)})
+            raise
 
     def is_free(self) -> bool:
         """Return whether no process is at work on this retrain."""

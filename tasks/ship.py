@@ -14,7 +14,7 @@ from prefect.logging import get_run_logger
 
 from deployments.bento.build import build
 from deployments.bento.smoke import smoke_test
-from deployments.errors import Failure, InputError
+from deployments.errors import Failure, InputError, Spoiled
 from deployments.registry import Registry
 from deployments.runs import Metric
 from deployments.settings import PackagingSettings
@@ -39,7 +39,7 @@ def register(run: Run, registry: Registry, student: Path, tracker: Tracker | Non
     def work(folder: Path) -> dict[str, Any]:
         tags, stored = version_tags(run), hashes(student)
         if stored["sha256"] != trained:
-            raise Failure(
+            raise Spoiled(
                 f"the student at {str(student)!r} is not what the training wrote: its SHA-256 is {stored['sha256']}, "
                 f"written was {trained}; start a new retrain (--again)"
             )
@@ -172,7 +172,7 @@ def promote(run: Run, registry: Registry, version: str, tracker: Tracker | None 
     def work(folder: Path) -> dict[str, Any]:
         found = registry.get(version)
         if taken_out := found.tags.get("rolled_back_at"):
-            raise Failure(
+            raise Spoiled(
                 f"version {version} of {run.request.student!r} was promoted and then rolled back, at {taken_out}: "
                 "it is not promoted again; give the same command with --again for a new retrain"
             )

@@ -14,6 +14,8 @@ import pytest
 
 from deployments.errors import Failure, InputError
 from flows.retrain import retrain
+from tasks import approve
+from tasks.plan import open_run
 from tests.flows.services import PREFECT, ROOT, answers, started, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
@@ -116,6 +118,23 @@ class TestWithoutAServer:
         connect(f"sqlite:///{workspace.folder / 'mlflow.db'}", "", "helpdesk", timeout=10).rollback("a test")
         with pytest.raises(InputError, match="was judged against version 2, the champion now is version 1: --again"):
             retrain(str(workspace.config), None, few, approve=ended["retrain_id"])
+
+    def test_a_verdict_that_was_changed_after_its_answer_is_refused_and_again_makes_a_new_retrain(
+        self, held: Any
+    ) -> None:
+        workspace, _ = held
+        options: dict[str, Any] = {"overrides": {"promotion": {"approval": "manual"}}, "force": True}
+        ended = retrain(str(workspace.config), LATER, **options)
+        run = workspace.folder / "runs" / ended["retrain_id"]
+        answered = approve._write(open_run(run), True, "Ada", "")
+        assert answered["approved"]
+        (run / "result.json").unlink()
+        (run / "judge" / "verdict.json").write_text("{}")
+        for _ in range(2):
+            with pytest.raises(Failure, match=r"answered on another verdict .*; --again makes a new retrain"):
+                retrain(str(workspace.config), LATER, **options)
+        new = retrain(str(workspace.config), LATER, **options, again=True)
+        assert (new["outcome"], new["retrain_id"] != ended["retrain_id"]) == ("held", True)
 
     def test_options_that_contradict_each_other_are_refused_before_anything_starts(self, held: Any) -> None:
         workspace, _ = held
