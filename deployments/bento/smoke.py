@@ -71,12 +71,13 @@ def smoke_test(
         )
     with serve(bento, port=port, timeout=timeout) as server:
         try:
-            headers = {"Authorization": f"Bearer {server.key}"} if server.key else {}
+            headers = {"Content-Type": "application/json"}
+            headers |= {"Authorization": f"Bearer {server.key}"} if server.key else {}
             with httpx.Client(base_url=server.url, timeout=timeout, trust_env=False, headers=headers) as client:
                 rows = []
                 for part in _requests(prompts, server.max_prompts, server.max_body_bytes):
-                    sent = {"content": body(prompts[part]), "headers": {"content-type": "application/json"}}
-                    rows += _check_answers(bento, client.post("/generate", **sent), expected[part], model_version)
+                    response = client.post("/generate", content=body(prompts[part]))
+                    rows += _check_answers(bento, response, expected[part], model_version)
                 _check_endpoints(bento, client)
         except httpx.TransportError as error:
             reason = f"{type(error).__name__}: {error}"
