@@ -108,7 +108,7 @@ def test_an_answer_given_before_the_flow_run_says_that_it_waits_reaches_it(
             write_note(run)
 
     monkeypatch.setattr(approve, "resume_flow_run", server.resume)
-    monkeypatch.setattr(approve.time, "sleep", look)
+    monkeypatch.setattr("tasks.approve.time.sleep", look)
     with at_work(run, waits=False):
         assert approve._resumed(run, "Ada", "")
     assert (server.asked, len(looks)) == (1, 3)
