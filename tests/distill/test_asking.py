@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -48,7 +48,16 @@ def test_after_an_error_what_is_under_way_is_waited_for_and_nothing_else_is_aske
     assert sorted(found) == [(1, "answer"), (3, "answer")]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler of SIGINT, which a process that was started in the background ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.timeout(60)
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("after_an_error", [True, False])
 def test_an_interrupt_waits_for_nothing_that_is_under_way(after_an_error: bool) -> None:
     waits = threading.Event()
